@@ -1,0 +1,88 @@
+"""Offset groups: which channel belongs to which group, and what an offset does (Section 2, Eq. 2, 3, 18 and 25).
+
+Channels are assigned to groups in equal, contiguous runs (Eq. 25): with 15 channels and 3 groups, channels 0-4 are
+the first group, 5-9 the second and 10-14 the third. Tensors are laid out as in torch, ``(N, C, *spatial)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def nearest_multiple(channels: int, offset_groups: int) -> int:
+    """Return the multiple of ``offset_groups`` nearest to ``channels``, at least one channel a group (Section 4).
+
+    Half-way cases round up: a network is rather a little larger than a little smaller.
+    """
+    return max(1, (2 * channels + offset_groups) // (2 * offset_groups)) * offset_groups
+
+
+def channels_per_group(channels: int, offset_groups: int, name: str = "channels") -> int:
+    """Return how many channels each group has.
+
+    Raises:
+        ValueError: if ``offset_groups`` is not positive or does not divide ``channels``; the message names the
+            quantity, both numbers and the nearest valid ones.
+    """
+    if offset_groups < 1:
+        raise ValueError(f"offset_groups must be at least 1, got {offset_groups}")
+    if channels < 1 or channels % offset_groups:
+        below = channels // offset_groups * offset_groups
+        valid = " or ".join(str(n) for n in (below, below + offset_groups) if n > 0)
+        raise ValueError(
+            f"{name} = {channels} cannot be split evenly into offset_groups = {offset_groups}; "
+            f"the nearest valid number of channels is {valid}"
+        )
+    return channels // offset_groups
+
+
+def assignment_matrix(
+    channels: int, offset_groups: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
+    """Return the assignment matrix G of Eq. 3 and 25, shape ``(channels, offset_groups)``, of zeros and ones."""
+    size = channels_per_group(channels, offset_groups)
+    return torch.eye(offset_groups, dtype=dtype, device=device).repeat_interleave(size, dim=0)
+
+
+def split_groups(x: Tensor, offset_groups: int) -> Tensor:
+    """View ``(N, C, *spatial)`` as ``(N, offset_groups, C // offset_groups, *spatial)``.
+
+    Raises:
+        ValueError: if ``x`` has no channel axis, or its channels are not divisible by the groups.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"expected a batch with channels, (N, C, ...), got a tensor of shape {tuple(x.shape)}")
+    channels_per_group(x.shape[1], offset_groups)
+    groups: Tensor = x.unflatten(1, (offset_groups, -1))
+    return groups
+
+
+def group_mean(x: Tensor, offset_groups: int) -> Tensor:
+    """Average group pooling φ (Eq. 18): ``(N, C, *spatial)`` to ``(N, offset_groups)``.
+
+    One number an image and group: the mean over the group's channels and over all pixels.
+    """
+    return split_groups(x, offset_groups).flatten(2).mean(2)
+
+
+def expand_groups(values: Tensor, channels: int) -> Tensor:
+    """Return G·values: ``(N, g)`` to ``(N, channels)``, each channel getting its group's value."""
+    return values.repeat_interleave(channels_per_group(channels, values.shape[-1]), dim=-1)
+
+
+def add_offset(x: Tensor, offset: Tensor) -> Tensor:
+    """Return x + GΔ (Eq. 2).
+
+    Args:
+        x: ``(N, C, *spatial)``.
+        offset: Δ, ``(N, g)`` for one offset an image, or ``(g,)`` for the same in all.
+
+    Raises:
+        ValueError: if C is not divisible by g, or the batch sizes differ.
+    """
+    offset = offset.expand(x.shape[0], -1) if offset.ndim == 1 else offset
+    if offset.ndim != 2 or offset.shape[0] != x.shape[0]:
+        raise ValueError(f"offset of shape {tuple(offset.shape)} does not fit a batch of shape {tuple(x.shape)}")
+    per_channel = expand_groups(offset, x.shape[1])
+    return x + per_channel.reshape(*per_channel.shape, *(1,) * (x.ndim - 2))

@@ -1,0 +1,145 @@
+"""Any module made offset equivariant by two group poolings (Section 2.4, Eq. 19), and the layers built on it.
+
+These are the plain compositions, written to be read. :mod:`offset_equivariant.nn.fused` computes the same pattern of
+normalisation, activation and merge in fewer passes over memory.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from offset_equivariant.groups import add_offset, channels_per_group, split_groups
+from offset_equivariant.nn.pooling import make_group_pooling
+
+
+class OffsetAdapter(nn.Module):
+    """h(x) = f(x - Gφ₁(x)) + Gφ₂(x), equivariant for any f (Eq. 19 and 20).
+
+    Args:
+        module: f, from ``(N, C, ...)`` to ``(N, C', ...)``, both divisible by the groups.
+        offset_groups: number of offset groups.
+        subtract: φ₁, a name (``mean``, ``max``, ``min``) or a module from ``(N, C, ...)`` to ``(N, g)``.
+        add: φ₂, likewise; None for the same as φ₁, computed once.
+
+    Raises:
+        ValueError: for an unknown pooling, or channels not divisible by the groups.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        offset_groups: int = 3,
+        subtract: str | nn.Module = "mean",
+        add: str | nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.offset_groups = offset_groups
+        self.subtract = make_group_pooling(subtract, offset_groups) if isinstance(subtract, str) else subtract
+        self.add = make_group_pooling(add, offset_groups) if isinstance(add, str) else add
+
+    def forward(self, x: Tensor) -> Tensor:
+        subtracted = self.subtract(x)
+        added = subtracted if self.add is None else self.add(x)
+        return add_offset(self.module(add_offset(x, -subtracted)), added)
+
+
+class BatchNorm1d(OffsetAdapter):
+    """Batch normalisation of ``(N, C)`` or ``(N, C, L)`` by Eq. 19 with average group pooling; arguments as torch's."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        offset_groups: int = 3,
+    ) -> None:
+        channels_per_group(num_features, offset_groups, "num_features")
+        super().__init__(nn.BatchNorm1d(num_features, eps, momentum, affine, track_running_stats), offset_groups)
+
+
+class BatchNorm2d(OffsetAdapter):
+    """Batch normalisation of ``(N, C, H, W)`` by Eq. 19 with average group pooling; arguments as torch's."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        offset_groups: int = 3,
+    ) -> None:
+        channels_per_group(num_features, offset_groups, "num_features")
+        super().__init__(nn.BatchNorm2d(num_features, eps, momentum, affine, track_running_stats), offset_groups)
+
+
+class ReLU(OffsetAdapter):
+    """max(x, Gφ(x)): the rectifier of Eq. 21. ``pooling`` is φ: mean, max, min, or a module."""
+
+    def __init__(self, *, offset_groups: int = 3, pooling: str | nn.Module = "mean") -> None:
+        super().__init__(nn.ReLU(), offset_groups, pooling)
+
+
+class LeakyReLU(OffsetAdapter):
+    """The leaky rectifier by Eq. 19, bending at the group pooling φ instead of at zero."""
+
+    def __init__(
+        self, negative_slope: float = 0.01, *, offset_groups: int = 3, pooling: str | nn.Module = "mean"
+    ) -> None:
+        super().__init__(nn.LeakyReLU(negative_slope), offset_groups, pooling)
+
+
+class Dropout(OffsetAdapter):
+    """Dropout by Eq. 19: a dropped feature falls to its group's mean instead of to zero."""
+
+    def __init__(self, p: float = 0.5, *, offset_groups: int = 3) -> None:
+        super().__init__(nn.Dropout(p), offset_groups)
+
+
+class Maxout(nn.Module):
+    """Maximum over ``pieces`` consecutive channels of a group, equivariant by nature (Section 2.4, after Eq. 21).
+
+    ``(N, C, ...)`` to ``(N, C // pieces, ...)``.
+
+    Raises:
+        ValueError: if a group's channels are not divisible by ``pieces``.
+    """
+
+    def __init__(self, pieces: int, *, offset_groups: int = 3) -> None:
+        super().__init__()
+        if pieces < 1:
+            raise ValueError(f"pieces must be at least 1, got {pieces}")
+        self.pieces = pieces
+        self.offset_groups = offset_groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = split_groups(x, self.offset_groups).shape[2]
+        if size % self.pieces:
+            raise ValueError(f"{size} channels a group cannot be split into pieces of {self.pieces}")
+        pieces: Tensor = x.unflatten(1, (-1, self.pieces))
+        return pieces.amax(2)
+
+
+class InvariantHead(nn.Module):
+    """Mean over the groups of k scores each, ``(N, g·k)`` to ``(N, k)`` (Section 4.1).
+
+    An offset Δ of the input adds the mean of Δ to all k scores alike, so their softmax does not change (Eq. 28).
+
+    Raises:
+        ValueError: if the scores are not divisible by the groups.
+    """
+
+    def __init__(self, *, offset_groups: int = 3) -> None:
+        super().__init__()
+        self.offset_groups = offset_groups
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return split_groups(scores, self.offset_groups).mean(1)
+
+    def extra_repr(self) -> str:
+        return f"offset_groups={self.offset_groups}"

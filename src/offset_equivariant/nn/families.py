@@ -1,0 +1,212 @@
+"""Two families of layers, so that an architecture is written once (Section 4).
+
+A model asks its family for layers and never which family it is. ``Conventional`` gives torch's own layers,
+``OffsetEquivariant`` those of this package. The difference between two networks is then the paper's method alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from offset_equivariant.groups import nearest_multiple
+from offset_equivariant.nn import adapters, fused, layers, residual
+from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
+
+
+class LayerFamily(Protocol):
+    """What an architecture needs of its layers. Channel counts given to the methods are final: see ``width``."""
+
+    def width(self, channels: int) -> int:
+        """Round a conventional channel count to one that this family can have."""
+
+    def conv2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> nn.Module:
+        """Convolution."""
+
+    def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        """Fully connected layer."""
+
+    def batch_norm_relu(self, channels: int) -> nn.Module:
+        """Batch normalisation and ReLU; called with a second tensor, merges that shortcut before the ReLU."""
+
+    def relu(self) -> nn.Module:
+        """Rectifier."""
+
+    def leaky_relu(self, negative_slope: float) -> nn.Module:
+        """Leaky rectifier."""
+
+    def dropout(self, p: float) -> nn.Module:
+        """Dropout."""
+
+    def shortcut(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        """Parameter-free shortcut of a residual block, the identity where nothing changes."""
+
+    def score_features(self, classes: int) -> int:
+        """How many outputs the last linear layer has for so many classes."""
+
+    def scores(self) -> nn.Module:
+        """Map the last linear layer's outputs to one score a class."""
+
+    def initialise_(self, network: nn.Module) -> None:
+        """Draw the network's initial weights, in place."""
+
+
+@dataclass(frozen=True)
+class Conventional:
+    """torch's own layers."""
+
+    def width(self, channels: int) -> int:
+        return channels
+
+    def conv2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> nn.Module:
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+
+    def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        return nn.Linear(in_features, out_features, bias)
+
+    def batch_norm_relu(self, channels: int) -> nn.Module:
+        return fused.ConventionalBatchNormReLU(channels)
+
+    def relu(self) -> nn.Module:
+        return nn.ReLU()
+
+    def leaky_relu(self, negative_slope: float) -> nn.Module:
+        return nn.LeakyReLU(negative_slope)
+
+    def dropout(self, p: float) -> nn.Module:
+        return nn.Dropout(p)
+
+    def shortcut(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        if stride == 1 and in_channels == out_channels:
+            return nn.Identity()
+        return residual.ConventionalOptionAShortcut(in_channels, out_channels, stride)
+
+    def score_features(self, classes: int) -> int:
+        return classes
+
+    def scores(self) -> nn.Module:
+        return nn.Identity()
+
+    def initialise_(self, network: nn.Module) -> None:
+        """He et al.'s normal initialisation of convolutions (fan in), torch's of the rest, biases zero."""
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+
+@dataclass(frozen=True)
+class OffsetEquivariant:
+    """The layers of this package, for any number of offset groups.
+
+    Args:
+        offset_groups: 1 for grey levels, 3 for RGB, as many as a spectral camera has bands.
+        constraint: how Eq. 10 and 16 are held; with ``projection``, call
+            :func:`~offset_equivariant.nn.constraint.project_` after each optimiser step.
+        shortcut_padding: see :class:`~offset_equivariant.nn.residual.OptionAShortcut`.
+        init_gain: standard deviation of the initial convolution weights in units of He et al.'s, before projection.
+    """
+
+    offset_groups: int = 3
+    constraint: Constraint = "projection"
+    shortcut_padding: residual.ShortcutPadding = "inside_groups"
+    init_gain: float = 1.0
+
+    def width(self, channels: int) -> int:
+        return nearest_multiple(channels, self.offset_groups)
+
+    def conv2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> nn.Module:
+        return layers.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            bias=bias,
+            offset_groups=self.offset_groups,
+            constraint=self.constraint,
+        )
+
+    def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        return layers.Linear(
+            in_features, out_features, bias, offset_groups=self.offset_groups, constraint=self.constraint
+        )
+
+    def batch_norm_relu(self, channels: int) -> nn.Module:
+        return fused.BatchNormReLU(channels, offset_groups=self.offset_groups)
+
+    def relu(self) -> nn.Module:
+        return adapters.ReLU(offset_groups=self.offset_groups)
+
+    def leaky_relu(self, negative_slope: float) -> nn.Module:
+        return adapters.LeakyReLU(negative_slope, offset_groups=self.offset_groups)
+
+    def dropout(self, p: float) -> nn.Module:
+        return adapters.Dropout(p, offset_groups=self.offset_groups)
+
+    def shortcut(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        if stride == 1 and in_channels == out_channels:
+            return nn.Identity()
+        return residual.OptionAShortcut(
+            in_channels, out_channels, stride, offset_groups=self.offset_groups, padding=self.shortcut_padding
+        )
+
+    def score_features(self, classes: int) -> int:
+        return classes * self.offset_groups
+
+    def scores(self) -> nn.Module:
+        return adapters.InvariantHead(offset_groups=self.offset_groups)
+
+    @torch.no_grad()
+    def initialise_(self, network: nn.Module) -> None:
+        """Normal weights (fan in), projected.
+
+        The projection takes one of each K = (channels of a group x taps) degrees of freedom, and a part 1/K of the
+        variance with it; the standard deviation is raised by sqrt(K / (K - 1)) so that what is left has the variance
+        that was asked for.
+        """
+        for layer in network.modules():
+            if isinstance(layer, ConstrainedWeight):
+                weight = layer._free_weight()
+                fan_in = weight[0].numel()
+                kept = 1 - self.offset_groups / fan_in if fan_in > self.offset_groups else 1.0
+                gain = self.init_gain * math.sqrt(2) if weight.ndim > 2 else math.sqrt(1 / 3)
+                weight.normal_(0, gain / math.sqrt(fan_in * kept))
+                layer.project_()
+                if isinstance(layer.bias, torch.Tensor):
+                    nn.init.zeros_(layer.bias)
+
+
+FAMILIES: dict[str, type[Conventional] | type[OffsetEquivariant]] = {
+    "conventional": Conventional,
+    "offset_equivariant": OffsetEquivariant,
+}

@@ -1,0 +1,104 @@
+"""Offset equivariant linear and convolution layers (Sections 2.1 and 2.2).
+
+Signatures follow torch's, with ``offset_groups`` and ``constraint`` added. torch's own ``groups`` keeps its meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from offset_equivariant.groups import channels_per_group
+from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
+
+#: Padding that uses the input data; a constant would break equivariance at the border (Section 2.2).
+PADDING_MODES = ("replicate", "reflect", "circular")
+
+
+class Linear(ConstrainedWeight, nn.Linear):
+    """Offset equivariant linear layer (Eq. 7 with the constraint of Eq. 10): ``(N, in)`` to ``(N, out)``.
+
+    Raises:
+        ValueError: if ``in_features`` or ``out_features`` is not divisible by ``offset_groups``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        offset_groups: int = 3,
+        constraint: Constraint = "parametrization",
+    ) -> None:
+        channels_per_group(in_features, offset_groups, "in_features")
+        channels_per_group(out_features, offset_groups, "out_features")
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._constrain(offset_groups, constraint)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, offset_groups={self.offset_groups}, constraint={self.constraint!r}"
+
+
+class _Conv(ConstrainedWeight):
+    """What the convolutions of one, two and three dimensions share."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "replicate",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        offset_groups: int = 3,
+        constraint: Constraint = "parametrization",
+    ) -> None:
+        channels_per_group(in_channels, offset_groups, "in_channels")
+        channels_per_group(out_channels, offset_groups, "out_channels")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(
+                f"padding_mode = {padding_mode!r} would break offset equivariance at the border (Section 2.2); "
+                f"choose one of {', '.join(PADDING_MODES)}"
+            )
+        arguments: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*arguments, bias, padding_mode, device, dtype)
+        self._constrain(offset_groups, constraint, groups)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, offset_groups={self.offset_groups}, constraint={self.constraint!r}"
+
+
+class Conv1d(_Conv, nn.Conv1d):
+    """Offset equivariant 1-D convolution (Eq. 12 and 16): ``(N, in, L)`` to ``(N, out, L')``.
+
+    Raises:
+        ValueError: if a channel count is not divisible by ``offset_groups``, the padding is constant, or torch's
+            ``groups`` leave an output without a channel of its own offset group.
+    """
+
+
+class Conv2d(_Conv, nn.Conv2d):
+    """Offset equivariant 2-D convolution (Eq. 12 and 16): ``(N, in, H, W)`` to ``(N, out, H', W')``.
+
+    Raises:
+        ValueError: as :class:`Conv1d`.
+    """
+
+
+class Conv3d(_Conv, nn.Conv3d):
+    """Offset equivariant 3-D convolution (Eq. 12 and 16): ``(N, in, D, H, W)`` to ``(N, out, D', H', W')``.
+
+    Raises:
+        ValueError: as :class:`Conv1d`. Reflecting padding of three dimensions is torch's to refuse or accept.
+    """

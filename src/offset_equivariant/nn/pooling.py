@@ -1,0 +1,125 @@
+"""Pooling over pixels (Section 2.3) and over groups (Section 2.4, Eq. 18)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offset_equivariant.groups import channels_per_group, group_mean, split_groups
+from offset_equivariant.nn.constraint import Constraint
+from offset_equivariant.nn.layers import Linear
+
+# Max pooling pads with minus infinity, which never wins, and adaptive pooling pads nothing: torch's own are
+# equivariant as they are. Average pooling is, unless it counts padded zeros.
+MaxPool1d = nn.MaxPool1d
+MaxPool2d = nn.MaxPool2d
+MaxPool3d = nn.MaxPool3d
+AdaptiveAvgPool1d = nn.AdaptiveAvgPool1d
+AdaptiveAvgPool2d = nn.AdaptiveAvgPool2d
+AdaptiveAvgPool3d = nn.AdaptiveAvgPool3d
+AdaptiveMaxPool1d = nn.AdaptiveMaxPool1d
+AdaptiveMaxPool2d = nn.AdaptiveMaxPool2d
+AdaptiveMaxPool3d = nn.AdaptiveMaxPool3d
+
+
+class _AvgPool(nn.Module):
+    """Refuses to count the zeros of the padding, by default torch's behaviour (Section 2.3)."""
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = False,
+    ) -> None:
+        padded = padding != 0 if isinstance(padding, int) else any(padding)
+        if padded and count_include_pad:
+            raise ValueError("count_include_pad=True averages padded zeros, which breaks offset equivariance")
+        arguments: tuple[Any, ...] = (kernel_size, stride, padding, ceil_mode, False)
+        super().__init__(*arguments)
+
+
+class AvgPool1d(_AvgPool, nn.AvgPool1d):
+    """Average pooling over windows of ``(N, C, L)``, padded positions left out of the average.
+
+    Raises:
+        ValueError: if padded positions are to be counted.
+    """
+
+
+class AvgPool2d(_AvgPool, nn.AvgPool2d):
+    """Average pooling over windows of ``(N, C, H, W)``; see :class:`AvgPool1d`."""
+
+
+class AvgPool3d(_AvgPool, nn.AvgPool3d):
+    """Average pooling over windows of ``(N, C, D, H, W)``; see :class:`AvgPool1d`."""
+
+
+class GroupMean(nn.Module):
+    """Average group pooling: the mean over a group's channels and all pixels, ``(N, C, *spatial)`` to ``(N, g)``."""
+
+    def __init__(self, offset_groups: int = 3) -> None:
+        super().__init__()
+        self.offset_groups = offset_groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return group_mean(x, self.offset_groups)
+
+    def extra_repr(self) -> str:
+        return f"offset_groups={self.offset_groups}"
+
+
+class GroupMax(GroupMean):
+    """Maximum group pooling: the largest value of a group's channels and all pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return split_groups(x, self.offset_groups).flatten(2).amax(2)
+
+
+class GroupMin(GroupMean):
+    """Minimum group pooling: the smallest value of a group's channels and all pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return split_groups(x, self.offset_groups).flatten(2).amin(2)
+
+
+class GroupLinear(nn.Module):
+    """Learned linear group pooling: one constrained combination (Eq. 10) of the channels' means a group.
+
+    Starts as the average. ``(N, channels, *spatial)`` to ``(N, g)``.
+
+    Raises:
+        ValueError: if ``channels`` is not divisible by ``offset_groups``.
+    """
+
+    def __init__(self, channels: int, offset_groups: int = 3, constraint: Constraint = "parametrization") -> None:
+        super().__init__()
+        channels_per_group(channels, offset_groups)
+        self.offset_groups = offset_groups
+        self.combination = Linear(
+            channels, offset_groups, bias=False, offset_groups=offset_groups, constraint=constraint
+        )
+        with torch.no_grad():
+            self.combination._free_weight().zero_()
+        self.combination.project_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled: Tensor = self.combination(x.flatten(2).mean(2) if x.ndim > 2 else x)
+        return pooled
+
+
+GROUP_POOLINGS: dict[str, type[GroupMean]] = {"mean": GroupMean, "max": GroupMax, "min": GroupMin}
+
+
+def make_group_pooling(name: str, offset_groups: int) -> nn.Module:
+    """Return the parameterless group pooling of that name: ``mean``, ``max`` or ``min``.
+
+    Raises:
+        ValueError: for another name, listing the valid ones.
+    """
+    if name not in GROUP_POOLINGS:
+        raise ValueError(f"group pooling {name!r} is not one of {', '.join(GROUP_POOLINGS)}")
+    return GROUP_POOLINGS[name](offset_groups)
