@@ -1,0 +1,103 @@
+"""Colour constancy by image statistics: estimate the illuminant, then divide it out.
+
+This is the "preprocessing" strategy of Section 4.1.1 with classical estimators. An estimator maps linear images of
+shape (N, 3, H, W) to illuminants of shape (N, 3); `BALANCING_METHODS` lists those known by name.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from offset_equivariant.color.illuminants import apply_illuminant
+from offset_equivariant.color.srgb import linear_to_srgb, srgb_to_linear
+
+
+def grey_world(linear: Tensor) -> Tensor:
+    """Estimates the illuminant as the mean colour of the image (Buchsbaum 1980).
+
+    Args:
+        linear: Linear images of shape (N, 3, H, W).
+
+    Returns:
+        Illuminants of shape (N, 3) and unit norm; zero for an all-black image.
+    """
+    return shades_of_grey(linear, p=1.0)
+
+
+def shades_of_grey(linear: Tensor, p: float = 6.0) -> Tensor:
+    """Estimates the illuminant as the Minkowski mean (mean x^p)^(1/p) of each channel (Finlayson and Trezzi 2004).
+
+    Args:
+        linear: Linear images of shape (N, 3, H, W). Negative values (noise below the black level) count as zero.
+        p: Order of the mean, at least 1 and finite. 1 is grey-world; large values approach the channel's maximum.
+
+    Returns:
+        Illuminants of shape (N, 3) and unit norm; zero for an all-black image.
+
+    Raises:
+        ValueError: If the images have another shape, or p is out of range.
+    """
+    if linear.ndim != 4 or linear.shape[1] != 3:
+        raise ValueError(f"linear must have shape (N, 3, H, W), but its shape is {tuple(linear.shape)}.")
+    if not (math.isfinite(p) and p >= 1):
+        raise ValueError(f"p must be finite and at least 1, but is {p}.")
+    light = linear.clamp(min=0)
+    # Relative to the maximum no power of a dark channel underflows.
+    maximum = light.amax(dim=(2, 3), keepdim=True)
+    relative = light / torch.where(maximum > 0, maximum, 1)
+    mean = maximum[..., 0, 0] * relative.pow(p).mean(dim=(2, 3)).pow(1 / p)
+    norm = torch.linalg.vector_norm(mean, dim=1, keepdim=True)
+    return mean / torch.where(norm > 0, norm, 1)
+
+
+def balance(linear: Tensor, illuminant: Tensor) -> Tensor:
+    """Divides an illuminant out of images, keeping the overall brightness.
+
+    The gain of channel c is g / I_c, where g is the geometric mean of the illuminant's non-zero components. A channel
+    whose estimate is zero holds no light to be scaled: its gain is 1. An all-black image is therefore unchanged.
+
+    Args:
+        linear: Linear images of shape (N, 3, H, W).
+        illuminant: Estimates of shape (N, 3), not negative, of any norm.
+
+    Returns:
+        Balanced linear images clipped to [0, 1], same shape.
+
+    Raises:
+        ValueError: If the shapes do not fit, or an estimate is negative or not finite.
+    """
+    if not bool(((illuminant >= 0) & illuminant.isfinite()).all()):
+        raise ValueError("illuminant must be finite and not negative in every component; check the estimator.")
+    lit = illuminant > 0
+    logarithm = torch.where(lit, illuminant, 1).log()
+    log_mean = logarithm.sum(dim=-1, keepdim=True) / lit.sum(dim=-1, keepdim=True).clamp(min=1)
+    gain = torch.where(lit, (log_mean - logarithm).exp(), 1)
+    return apply_illuminant(linear, gain).clamp(0, 1)
+
+
+BALANCING_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
+    "grey_world": grey_world,
+    "shades_of_grey": shades_of_grey,
+}
+
+
+def balance_srgb(srgb: Tensor, method: str) -> Tensor:
+    """Balances the colours of sRGB images: gamma off, estimate the illuminant, divide it out, gamma on.
+
+    Args:
+        srgb: Gamma-encoded images of shape (N, 3, H, W), in [0, 1].
+        method: A key of `BALANCING_METHODS`.
+
+    Returns:
+        Balanced gamma-encoded images, same shape, in [0, 1].
+
+    Raises:
+        TypeError: If `srgb` is not floating point.
+        ValueError: If the method is unknown or the shape is wrong.
+    """
+    if method not in BALANCING_METHODS:
+        raise ValueError(f"Unknown balancing method {method!r}; choose one of {', '.join(BALANCING_METHODS)}.")
+    linear = srgb_to_linear(srgb)
+    return linear_to_srgb(balance(linear, BALANCING_METHODS[method](linear)))

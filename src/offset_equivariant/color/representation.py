@@ -1,0 +1,82 @@
+"""What a network is shown of an image: normalised sRGB, or normalised log RGB (Section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from offset_equivariant.color.log_rgb import linear_to_log_rgb
+from offset_equivariant.color.srgb import linear_to_srgb, srgb_lookup_table
+
+Space = Literal["srgb", "log_rgb"]
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Colour space and normalisation of a network's input.
+
+    Args:
+        space: ``srgb`` for the original networks, ``log_rgb`` for the equivariant ones.
+        mean: mean of each channel over the training pixels, in that space.
+        std: standard deviation likewise.
+        clipping: how zeros are kept from the logarithm, see :mod:`offset_equivariant.color.log_rgb`; for
+            ``log_rgb`` only.
+
+    Raises:
+        ValueError: for an unknown space, a missing or superfluous clipping, or a ``std`` that is not positive.
+    """
+
+    space: Space
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    clipping: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.space not in get_args(Space):
+            raise ValueError(f"space = {self.space!r} is not one of {', '.join(get_args(Space))}")
+        if (self.clipping is None) == (self.space == "log_rgb"):
+            raise ValueError(f"space = {self.space!r} and clipping = {self.clipping!r} do not fit: log_rgb needs one")
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError(f"mean = {self.mean} and std = {self.std} must be as many, and std positive")
+
+    def __call__(self, linear: Tensor) -> Tensor:
+        """Map linear RGB in [0, 1], ``(N, 3, H, W)``, to the network's input of the same shape."""
+        values = to_space(linear, self.space, self.clipping)
+        mean = torch.tensor(self.mean, dtype=values.dtype, device=values.device)[:, None, None]
+        std = torch.tensor(self.std, dtype=values.dtype, device=values.device)[:, None, None]
+        return (values - mean) / std
+
+
+def to_space(linear: Tensor, space: Space, clipping: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Convert linear RGB to ``space``, without normalisation."""
+    if space == "srgb":
+        return linear_to_srgb(linear)
+    assert clipping is not None
+    return linear_to_log_rgb(linear, clipping)
+
+
+def decode_srgb(images: Tensor) -> Tensor:
+    """Linear RGB in [0, 1] of uint8 sRGB images, any shape, by a table of 256 entries."""
+    return srgb_lookup_table(images.device)[images.long()]
+
+
+def channel_statistics(
+    images: Tensor, space: Space, clipping: Callable[[Tensor], Tensor] | None = None, batch_size: int = 1000
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels of uint8 sRGB images ``(N, 3, H, W)``.
+
+    Accumulated in double precision.
+    """
+    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for batch in images.split(batch_size):
+        values = to_space(decode_srgb(batch).double(), space, clipping).cpu()
+        total += values.sum((0, 2, 3))
+        squares += values.square().sum((0, 2, 3))
+    count = images.numel() // images.shape[1]
+    mean = total / count
+    return tuple(mean.tolist()), tuple((squares / count - mean.square()).sqrt().tolist())

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+
+from offset_equivariant.color import (
+    BALANCING_METHODS,
+    apply_illuminant,
+    balance,
+    balance_srgb,
+    distort_srgb,
+    grey_world,
+    random_illuminants,
+    shades_of_grey,
+)
+
+
+def grey_level_images(n: int = 6) -> torch.Tensor:
+    """Images whose three channels are equal: under any illuminant, every statistic gives away its colour."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(n, 1, 8, 9, dtype=torch.float64, generator=generator).expand(n, 3, 8, 9)
+
+
+@pytest.mark.parametrize("method", BALANCING_METHODS)
+def test_estimators_find_a_known_illuminant(method):
+    illuminants = random_illuminants(0, range(6), 0.8)
+    estimate = BALANCING_METHODS[method](apply_illuminant(grey_level_images(), illuminants))
+    expected = illuminants / illuminants.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(estimate, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 6.0, 7.5])
+def test_shades_of_grey_is_the_minkowski_mean(p):
+    images = torch.rand(4, 3, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    means = (images.numpy() ** p).mean(axis=(2, 3)) ** (1 / p)
+    expected = means / np.sqrt((means**2).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(shades_of_grey(images, p).numpy(), expected, rtol=1e-13)
+
+
+def test_grey_world_is_the_mean_colour():
+    images = torch.tensor([[[0.1, 0.3]], [[0.0, 0.8]], [[0.4, 0.4]]])[None]
+    torch.testing.assert_close(grey_world(images), torch.tensor([[1 / 3, 2 / 3, 2 / 3]]))
+
+
+def test_high_powers_of_a_dark_channel_do_not_underflow():
+    images = grey_level_images().float()
+    illuminant = torch.tensor([1.0, 1e-5, 1e-8])
+    for p in (6.0, 100.0):
+        estimate = shades_of_grey(apply_illuminant(images, illuminant), p)
+        torch.testing.assert_close(estimate, illuminant.expand(6, 3), rtol=1e-4, atol=0)
+
+
+def test_balancing_leaves_only_the_geometric_mean_of_the_illuminant():
+    images = grey_level_images() * 0.5
+    illuminants = random_illuminants(0, range(6), 0.7)
+    balanced = balance(apply_illuminant(images, illuminants), illuminants * 3)
+    brightness = illuminants.prod(dim=1) ** (1 / 3)
+    torch.testing.assert_close(balanced, images * brightness[:, None, None, None], rtol=1e-12, atol=0)
+
+
+def test_balanced_values_are_clipped():
+    images = torch.full((1, 3, 1, 1), 0.9)
+    # The geometric mean is 1: gains of 4, 1 and 1/4.
+    balanced = balance(images, torch.tensor([[0.25, 1.0, 4.0]]))
+    torch.testing.assert_close(balanced.flatten(), torch.tensor([1.0, 0.9, 0.225]))
+
+
+def test_a_channel_with_zero_estimate_keeps_gain_one():
+    images = torch.full((1, 3, 1, 1), 0.3)
+    # Geometric mean of 1 and 4, without the zero: 2.
+    balanced = balance(images, torch.tensor([[1.0, 0.0, 4.0]]))
+    torch.testing.assert_close(balanced.flatten(), torch.tensor([0.6, 0.3, 0.15]))
+
+
+@pytest.mark.parametrize("method", BALANCING_METHODS)
+def test_black_and_extinguished_channels_stay_black(method):
+    images = grey_level_images().clone()
+    images[0] = 0
+    images[1, 2] = 0
+    assert torch.equal(BALANCING_METHODS[method](images)[0], torch.zeros(3, dtype=torch.float64))
+    balanced = balance_srgb(images, method)
+    torch.testing.assert_close(balanced[0], images[0], rtol=0, atol=0)
+    # The other two channels agree already.
+    torch.testing.assert_close(balanced[1:], images[1:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", BALANCING_METHODS)
+def test_balancing_srgb_removes_the_distortion(method):
+    distorted = distort_srgb(grey_level_images(), random_illuminants(2, range(6), 0.9))
+    assert (distorted[:, 0] - distorted[:, 1]).abs().max() > 0.1
+    balanced = balance_srgb(distorted, method)
+    torch.testing.assert_close(balanced, balanced[:, :1].expand_as(balanced), rtol=0, atol=1e-12)
+    # Not by blackening: light is scaled by the illuminant's geometric mean alone, at least (0.1 * 0.1)^(1/3).
+    assert balanced.amax(dim=(1, 2, 3)).min() > 0.45
+
+
+def test_bad_input_is_refused():
+    images = torch.rand(2, 3, 4, 4)
+    with pytest.raises(ValueError, match="Unknown balancing method 'gray_world'; choose one of grey_world, shades_of_"):
+        balance_srgb(images, "gray_world")
+    for p in (0.5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="p must be finite and at least 1"):
+            shades_of_grey(images, p)
+    with pytest.raises(ValueError, match=r"\(N, 3, H, W\).*\(3, 4, 4\)"):
+        grey_world(images[0])
+    for value in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="illuminant must be finite and not negative"):
+            balance(images, torch.tensor([value, 1.0, 1.0]))
