@@ -1,0 +1,100 @@
+"""A labelled image data set held in memory as one tensor."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "test"]
+
+
+def check_split(split: str) -> None:
+    """Raise `ValueError` unless ``split`` is one of `Split`."""
+    if split not in get_args(Split):
+        raise ValueError(f"split is {split!r}; valid splits are {', '.join(get_args(Split))}")
+
+
+def pixels_sha256(images: Tensor) -> str:
+    """SHA-256 (hexadecimal) of the pixels of ``images``, uint8 (N, 3, H, W), taken in (N, H, W, 3) order."""
+    return hashlib.sha256(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().data).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images of one split of a data set and their classes.
+
+    Attributes:
+        name: the data set, for example ``"cifar10"``.
+        split: ``"train"`` or ``"test"``.
+        images: uint8 tensor of shape (N, 3, H, W), gamma-encoded sRGB in 0 to 255.
+        labels: int64 tensor of shape (N,), indices into ``classes``.
+        classes: names of the classes.
+        sha256: fingerprint of the images, see `pixels_sha256`. It is not computed again here.
+        synthetic: whether the images were made up, so that no number measured on them is taken for a result.
+
+    Raises:
+        ValueError: when shapes, types, devices or label values are not as above.
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    sha256: str
+    synthetic: bool
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
+            raise ValueError(
+                f"images must be uint8 of shape (N, 3, H, W), got {self.images.dtype} of {tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 of shape ({len(self.images)},), one per image, "
+                f"got {self.labels.dtype} of {tuple(self.labels.shape)}"
+            )
+        if self.labels.device != self.images.device:
+            raise ValueError(
+                f"labels are on {self.labels.device} and images on {self.images.device}; put them on the same device"
+            )
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise ValueError(
+                f"labels must lie in 0 to {len(self.classes) - 1} (there are {len(self.classes)} classes), "
+                f"got {int(self.labels.min())} to {int(self.labels.max())}"
+            )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> "LabelledImages":
+        """The same images and labels on ``device``."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, indices: Sequence[int] | Tensor) -> "LabelledImages":
+        """The images at ``indices``, in that order, with a fingerprint of their own.
+
+        Args:
+            indices: integers in 0 to N - 1, a sequence or a one-dimensional integer tensor.
+
+        Raises:
+            TypeError: when ``indices`` are not integers (a boolean mask is not a list of indices).
+            IndexError: when an index is outside 0 to N - 1.
+        """
+        index = indices if isinstance(indices, Tensor) else torch.tensor(indices)
+        if index.numel() == 0:
+            index = index.long()
+        if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8) or index.dim() != 1:
+            raise TypeError(
+                f"indices must be one-dimensional integers, got {index.dtype} of {tuple(index.shape)}; "
+                "turn a boolean mask into indices with mask.nonzero().flatten()"
+            )
+        index = index.to(self.images.device, torch.int64)
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise IndexError(f"indices must lie in 0 to {len(self) - 1}, got {int(index.min())} to {int(index.max())}")
+        images = self.images[index]
+        return replace(self, images=images, labels=self.labels[index], sha256=pixels_sha256(images))
