@@ -1,0 +1,58 @@
+"""Intervals for measured error rates and for the difference of two strategies on the same images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and sample standard deviation (divisor ``len - 1``); the latter is None for a single value.
+
+    Raises:
+        ValueError: If ``values`` is empty.
+    """
+    if not values:
+        raise ValueError("values is empty: give at least one")
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def proportion_interval(errors: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval for an error rate of ``errors`` in ``n`` images, as fractions in [0, 1].
+
+    Source: E. B. Wilson, *Probable inference, the law of succession, and statistical inference*, JASA 22 (1927).
+
+    Raises:
+        ValueError: If not 0 <= ``errors`` <= ``n`` with ``n`` positive.
+    """
+    if not 0 <= errors <= n or n < 1:
+        raise ValueError(f"errors must be between 0 and n, and n positive; got errors = {errors}, n = {n}")
+    interval = stats.binomtest(errors, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def paired_difference_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of ``a - b`` and its confidence interval, for outcomes of two strategies on the same images.
+
+    Normal approximation: the mean of the n per-image differences ± z · s / √n, with s their sample standard deviation.
+    It covers the choice of the test images, not that of the training seed.
+
+    Args:
+        a: Per-image outcomes of one strategy, shape (n,), numbers or booleans.
+        b: Those of the other, of the same images in the same order.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Returns:
+        The difference, the interval's low end, and its high end, in the unit of the outcomes.
+
+    Raises:
+        ValueError: If the shapes differ, or there are fewer than two images.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1 or first.size < 2:
+        raise ValueError(f"a and b must be 1-D, equally long, at least 2; got shapes {first.shape} and {second.shape}")
+    differences = first - second
+    half = float(stats.norm.ppf(0.5 + confidence / 2) * differences.std(ddof=1) / np.sqrt(first.size))
+    mean = float(differences.mean())
+    return mean, mean - half, mean + half

@@ -1,0 +1,247 @@
+"""Tables of results as Markdown and CSV, and the README's block of them.
+
+What the tables show is gathered in :mod:`~offset_equivariant.reporting.comparison`.
+"""
+
+import csv
+import io
+from pathlib import Path
+
+from offset_equivariant.reporting.comparison import (
+    TABLE1,
+    TABLES,
+    Cell,
+    Table,
+    TableDescription,
+    TableRow,
+    build_table,
+    build_table1,
+)
+from offset_equivariant.reporting.records import find_records, load_outcomes, saturation_key
+from offset_equivariant.reporting.storage import replace_file
+
+__all__ = [
+    "README_BEGIN",
+    "README_END",
+    "TABLE1",
+    "TABLES",
+    "Cell",
+    "Table",
+    "TableDescription",
+    "TableRow",
+    "build_table",
+    "build_table1",
+    "readme_block",
+    "render_csv",
+    "render_markdown",
+    "render_tables",
+    "replace_block",
+    "tabulate",
+    "update_readme",
+    "write_tables",
+]
+
+README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | None]]]:
+    """Return column names and rows of unformatted values, as the CSV file and a tracker's table show them."""
+    columns = ["strategy", "row", "experiment", "dataset", "preset", "seeds", "training_commits", "marks", "n"]
+    columns += ["parameters_paper", "parameters_ours", "posterior_change"]
+    for s in table.saturations:
+        kinds = ("paper", "ours", "std", "low", "high", "difference", "minus_baseline", "paired_low", "paired_high")
+        columns += [f"S{saturation_key(s)}_{kind}" for kind in kinds]
+    rows = []
+    for row in table.rows:
+        first = row.records[0] if row.records else None
+        values: list[str | int | float | None] = [row.description.title, row.description.name]
+        values += [first.experiment, first.dataset, first.preset] if first else [None, None, None]
+        values += [_seeds(row), _commits(row), _marks(row), first.n if first else None]
+        values += [
+            next((c.paper.parameters for c in row.cells if c.paper), None),
+            first.parameters if first else None,
+            row.posterior_change,
+        ]
+        for cell in row.cells:
+            values += [cell.paper.value if cell.paper else None, cell.ours, cell.std]
+            values += [*(cell.interval or (None, None)), cell.difference, *(cell.paired or (None, None, None))]
+        rows.append([round(value, 6) if isinstance(value, float) else value for value in values])
+    return columns, rows
+
+
+def render_csv(table: Table) -> str:
+    """Return the table as CSV; a cell without a value is empty."""
+    columns, rows = tabulate(table)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def render_markdown(table: Table, heading: str = "#") -> str:
+    """Return the table as Markdown under a title of level ``heading``."""
+    description, digits = table.description, table.description.decimals
+    notes = list(dict.fromkeys(row.description.footnote for row in table.rows if row.description.footnote))
+    header = ["Strategy", "Parameters: paper", "ours"]
+    for s in table.saturations:
+        header += [f"S = {saturation_key(s)}: paper", "ours", "difference"]
+    lines = [[*header, "Weights: preset, seed, commit"]]
+    invariance = [["Strategy", "Largest change of any posterior, S ≤ 0.9"]]
+    baseline = next(row.title for row in description.rows if row.name == description.baseline)
+    invariance[0] += [f"Minus {baseline}, S = {saturation_key(s)}" for s in table.saturations]
+    for row in table.rows:
+        title = _strategy(table, row, notes)
+        if not row.records:
+            lines.append([title, _count(_paper_parameters(table, row)), "not run"])
+            for cell in row.cells:
+                lines[-1] += [cell.paper.printed if cell.paper else "–", "–", "–"]
+            lines[-1].append("–")
+            continue
+        line = [title, _count(_paper_parameters(table, row)), _count(row.records[0].parameters)]
+        for cell in row.cells:
+            line += [cell.paper.printed if cell.paper else "–", _ours(cell, digits), _difference(cell)]
+        lines.append([*line, f"{row.records[0].preset}, {_seeds(row)}, {_commits(row)}"])
+        change = "–" if row.posterior_change is None else f"{row.posterior_change:.2g}"
+        invariance.append([title, change, *(_interval(cell.paired, f"+.{digits}f") for cell in row.cells)])
+    blocks = [f"{heading} Table {description.number}: {description.title}", _markdown_rows(lines)]
+    blocks += [f"{_superscript(i)} {note}" for i, note in enumerate(notes)]
+    blocks.append(_explanation(table))
+    if any(cell != "–" for line in invariance[1:] for cell in line[1:]):
+        blocks += ["Invariance, and paired differences on the same images under the same illuminants "
+                   f"({'percentage points' if description.unit == '%' else description.unit}, 95 % interval):",
+                   _markdown_rows(invariance)]  # fmt: skip
+    return "\n\n".join(blocks) + "\n"
+
+
+def render_tables(results: Path) -> dict[Path, str]:
+    """Render every table that has records: path relative to ``results`` -> content."""
+    rendered = {}
+    for table in _tables(results):
+        stem = Path("tables") / f"table{table.description.number}"
+        rendered[stem.with_suffix(".md")] = render_markdown(table)
+        rendered[stem.with_suffix(".csv")] = render_csv(table)
+    return rendered
+
+
+def write_tables(results: Path) -> list[Path]:
+    """Write what :func:`render_tables` renders below ``results``, and return the paths."""
+    paths = []
+    for relative, content in render_tables(results).items():
+        path = results / relative
+        replace_file(path, content.encode())
+        paths.append(path)
+    return paths
+
+
+def readme_block(results: Path) -> str:
+    """Return the Markdown that stands between the README's markers."""
+    tables = [render_markdown(table, heading="###") for table in _tables(results)]
+    return "\n".join(tables) or "No results have been recorded yet.\n"
+
+
+def replace_block(text: str, block: str) -> str:
+    """Return a README's ``text`` with ``block`` between its markers.
+
+    Raises:
+        ValueError: If the markers are not there once each, in order.
+    """
+    if (
+        text.count(README_BEGIN) != 1
+        or text.count(README_END) != 1
+        or text.index(README_BEGIN) > text.index(README_END)
+    ):
+        raise ValueError(f"text needs one line {README_BEGIN!r} and after it one line {README_END!r}: add them")
+    before, _, rest = text.partition(README_BEGIN)
+    return f"{before}{README_BEGIN}\n{block}{README_END}{rest.partition(README_END)[2]}"
+
+
+def update_readme(path: Path, results: Path) -> None:
+    """Put :func:`readme_block` between the markers of the README at ``path``.
+
+    Raises:
+        ValueError: If the markers are missing.
+    """
+    try:
+        text = replace_block(path.read_text(encoding="utf-8"), readme_block(results))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    replace_file(path, text.encode())
+
+
+def _tables(results: Path) -> list[Table]:
+    tables = []
+    for description in TABLES:
+        if records := find_records(results, description.number):
+            tables.append(build_table(description, records, outcomes=load_outcomes(results, records)))
+    return tables
+
+
+def _paper_parameters(table: Table, row: TableRow) -> str | None:
+    return next((cell.paper.printed_parameters for cell in row.cells if cell.paper), None)
+
+
+def _seeds(row: TableRow) -> str | None:
+    seeds = [str(record.seed) for record in row.records]
+    return f"seed{'s' if len(seeds) > 1 else ''} {' '.join(seeds)}" if seeds else None
+
+
+def _commits(row: TableRow) -> str | None:
+    commits = dict.fromkeys(commit[:8] for record in row.records for commit in record.training_commits)
+    return " ".join(commits) or None
+
+
+def _marks(row: TableRow) -> str | None:
+    return ", ".join(dict.fromkeys(flag for record in row.records for flag in record.flags)) or None
+
+
+def _strategy(table: Table, row: TableRow, notes: list[str]) -> str:
+    title = row.description.title
+    if row.records and row.records[0].dataset != table.description.dataset:
+        title += f", on {row.records[0].dataset}"
+    if row.description.footnote:
+        title += f" {_superscript(notes.index(row.description.footnote))}"
+    marks = _marks(row)
+    return f"{title} **[{marks}]**" if marks else title
+
+
+def _ours(cell: Cell, digits: int) -> str:
+    if cell.ours is None:
+        return "–"
+    if cell.std is not None:
+        return f"{cell.ours:.{digits}f} ± {cell.std:.{digits}f}"
+    return _interval((cell.ours, *cell.interval), f".{digits}f") if cell.interval else f"{cell.ours:.{digits}f}"
+
+
+def _difference(cell: Cell) -> str:
+    """No more decimals than the paper has."""
+    return "–" if cell.paper is None or cell.difference is None else f"{cell.difference:+.{cell.paper.decimals}f}"
+
+
+def _interval(values: tuple[float, float, float] | None, spec: str) -> str:
+    return "–" if values is None else "{:{spec}} [{:{spec}}, {:{spec}}]".format(*values, spec=spec)
+
+
+def _count(number: str | int | None) -> str:
+    if number is None:
+        return "–"
+    return f"{int(number):,}" if str(number).isdigit() else str(number)
+
+
+def _superscript(index: int) -> str:
+    return "¹²³⁴⁵⁶⁷⁸⁹"[index]
+
+
+def _explanation(table: Table) -> str:
+    counts = " or ".join(f"{n:,}" for n in sorted({record.n for row in table.rows for record in row.records}))
+    spread = "[ ]: 95 % interval over the test images; " if table.description.is_proportion else ""
+    return (
+        f"S: saturation of the test illuminant. {counts} test images. {spread}±: standard deviation over seeds. "
+        "Difference: ours minus the paper's."
+    )
+
+
+def _markdown_rows(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    rule = "|".join(["---"] + ["---:"] * (len(rows[0]) - 1))
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])

@@ -1,0 +1,66 @@
+"""The committed tables, figure sources and README numbers are what the committed records say."""
+
+from pathlib import Path
+
+import pytest
+
+from offset_equivariant.reporting.figures import figure2_csv
+from offset_equivariant.reporting.predictions import read_panel
+from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes
+from offset_equivariant.reporting.tables import readme_block, render_tables, replace_block
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+
+
+@pytest.fixture(scope="module")
+def records():
+    found = find_records(RESULTS)
+    if not found:
+        pytest.skip("results/records holds no records yet")
+    return found
+
+
+def test_tables(records):
+    rendered = {str(path): content for path, content in render_tables(RESULTS).items()}
+    committed = {
+        str(path.relative_to(RESULTS)): path.read_text(encoding="utf-8") for path in RESULTS.glob("tables/table*")
+    }
+    assert committed == rendered, "run `make tables` and commit results/tables"
+
+
+def test_readme(records):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == replace_block(readme, readme_block(RESULTS)), "run `make tables` and commit README.md"
+
+
+def test_figure2_source(records):
+    table1 = [record for record in records if record.table == 1]
+    if not table1:
+        pytest.skip("no records of Table 1 yet")
+    committed = (RESULTS / "figures" / "figure2.csv").read_text(encoding="utf-8")
+    assert committed == figure2_csv(table1), "run `make figures` and commit results/figures"
+    assert (RESULTS / "figures" / "figure2.svg").exists() and (RESULTS / "figures" / "figure2.png").exists()
+
+
+def test_figure3_shows_recorded_weights(records):
+    path = RESULTS / "figures" / "figure3.npz"
+    if not path.exists():
+        pytest.skip("no Figure 3 yet")
+    panel = read_panel(path)
+    assert set(panel.checkpoint_sha256) == set(panel.posteriors)
+    assert set(panel.checkpoint_sha256.values()) <= {record.checkpoint_sha256 for record in records}
+
+
+def test_no_record_comes_from_a_dirty_tree(records):
+    dirty = [f"{r.experiment}, seed {r.seed}" for r in records if r.dirty or r.training_dirty]
+    assert not dirty, "commit first, then train and evaluate again"
+
+
+def test_error_rates_are_those_of_the_outcomes(records):
+    for record in records:
+        path = outcomes_path(RESULTS, record.experiment, record.seed)
+        errors = read_outcomes(path).get("error", {}) if path.exists() else {}
+        for saturation, outcomes in errors.items():
+            expected = 100 * outcomes.mean()
+            assert record.metrics["error_percent"][saturation] == pytest.approx(expected, abs=1e-9), (path, saturation)

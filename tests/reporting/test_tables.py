@@ -1,0 +1,231 @@
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offset_equivariant.reporting.comparison import TABLE1, RowDescription, TableDescription, build_table
+from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
+from offset_equivariant.reporting.tables import (
+    README_BEGIN,
+    README_END,
+    build_table1,
+    readme_block,
+    render_csv,
+    render_markdown,
+    render_tables,
+    replace_block,
+    tabulate,
+    update_readme,
+    write_tables,
+)
+
+ERRORS = {"original": (4, 6, 7), "equivariant": (5, 5, 4)}  # of 8 images, at S = 0.0, 0.5, 0.9
+
+
+def save(results, make_record, row, counts, **changes):
+    keys = ("0.0", "0.5", "0.9")
+    outcomes = {"error": {key: np.arange(8) < count for key, count in zip(keys, counts, strict=True)}}
+    changes.setdefault("metrics", {"error_percent": {k: 12.5 * c for k, c in zip(keys, counts, strict=True)}})
+    return save_evaluation(results, make_record(row, **changes), outcomes)
+
+
+def built(results):
+    records = find_records(results, 1)
+    return build_table1(records, outcomes=load_outcomes(results, records))
+
+
+def lines(table, start="| "):
+    return [line for line in render_markdown(table).splitlines() if line.startswith(start)]
+
+
+def test_cells_hold_paper_ours_difference_and_interval(tmp_path, make_record):
+    save(tmp_path, make_record, "original", ERRORS["original"])
+    row = built(tmp_path).rows[0]
+    cell = row.cells[1]
+    assert (cell.paper.value, cell.ours, cell.difference) == (12.6, 75.0, pytest.approx(62.4))
+    # Wilson's interval for 6 of 8, by its formula.
+    z2, p, n = 1.959963984540054**2, 0.75, 8
+    centre, half = (p + z2 / 2 / n) / (1 + z2 / n), np.sqrt(z2 * (p * (1 - p) / n + z2 / 4 / n**2)) / (1 + z2 / n)
+    assert cell.interval == pytest.approx((100 * (centre - half), 100 * (centre + half)))
+    assert lines(built(tmp_path))[1] == (
+        "| Original | 270,410 | 270,410 | 8.67 | 50.00 [21.52, 78.48] | +41.33 | 12.6 | 75.00 [40.93, 92.85] | +62.4 "
+        "| 29.0 | 87.50 [52.91, 97.76] | +58.5 | fast, seed 0, aaaaaaaa |"
+    )
+
+
+def test_rows_stand_in_fixed_order_and_missing_ones_are_not_run(tmp_path, make_record):
+    for row in ("equivariant_relative", "augmentation"):
+        save(tmp_path, make_record, row, ERRORS["equivariant"])
+    table = built(tmp_path)
+    assert [row.description.name for row in table.rows] == [row.name for row in TABLE1.rows]
+    assert [bool(row.records) for row in table.rows] == [False, False, False, False, True, False, True]
+    assert [row.cells[0].paper and row.cells[0].paper.value for row in table.rows] == [
+        *(8.67, 9.19, 9.19, 9.19, 9.20, 8.88),
+        None,
+    ]
+    text = lines(table)
+    assert text[1] == "| Original | 270,410 | not run | 8.67 | – | – | 12.6 | – | – | 29.0 | – | – | – |"
+    assert text[7].startswith("| Equivariant, relative clipping (ours) | – | 270,410 | – | 62.50 [")
+    footnoted = [line.split(" | ")[0] for line in text if "¹" in line]
+    assert footnoted == ["| Preprocessing (grey-world) ¹", "| Preprocessing (shades-of-grey) ¹"]
+    assert "¹ The paper's preprocessing is another algorithm" in render_markdown(table)
+
+
+def test_several_seeds_give_mean_and_deviation(tmp_path, make_record):
+    for seed, counts in enumerate([(1, 2, 3), (2, 2, 5), (3, 2, 4)]):
+        save(tmp_path, make_record, "original", counts, seed=seed, training_commits=[f"commit{seed}" + "0" * 30])
+    cells = built(tmp_path).rows[0].cells
+    assert [(cell.ours, cell.std, cell.interval) for cell in cells] == [
+        (25.0, pytest.approx(12.5), None),
+        (25.0, 0.0, None),
+        (50.0, pytest.approx(12.5), None),
+    ]
+    line = lines(built(tmp_path))[1]
+    assert "| 25.00 ± 12.50 | +16.33 |" in line
+    assert line.endswith("| fast, seeds 0 1 2, commit00 commit10 commit20 |")
+
+
+def test_value_that_one_seed_lacks_is_left_out(tmp_path, make_record):
+    save(tmp_path, make_record, "original", (1, 2, 3))
+    save(tmp_path, make_record, "original", (1, 2, 3), seed=1, metrics={"error_percent": {"0.0": 37.5}})
+    assert [cell.ours for cell in built(tmp_path).rows[0].cells] == [25.0, None, None]
+
+
+def test_presets_and_data_sets_have_lines_of_their_own(tmp_path, make_record):
+    save(tmp_path, make_record, "original", (1, 2, 3))
+    save(tmp_path, make_record, "original", (2, 2, 3), experiment="table1_original_paper", preset="paper")
+    save(tmp_path, make_record, "original", (3, 2, 3), experiment="table1_original_a", dataset="synthetic")
+    rows = built(tmp_path).rows[:3]
+    assert [(r.records[0].dataset, r.records[0].preset, r.cells[0].ours) for r in rows] == [
+        ("cifar10", "fast", 12.5),
+        ("cifar10", "paper", 25.0),
+        ("synthetic", "fast", 37.5),
+    ]
+    assert rows[2].cells[0].paper is None and rows[2].cells[0].difference is None
+    assert lines(built(tmp_path))[3].startswith("| Original, on synthetic | – | 270,410 | – | 37.50 [")
+
+
+def test_flagged_records_are_marked_in_their_row(tmp_path, make_record):
+    save(tmp_path, make_record, "original", (1, 2, 3), complete=False, steps=7, training_dirty=True)
+    assert lines(built(tmp_path))[1].startswith("| Original **[incomplete (7/100 steps), dirty training]** |")
+    columns, rows = tabulate(built(tmp_path))
+    assert rows[0][columns.index("marks")] == "incomplete (7/100 steps), dirty training"
+
+
+def test_paired_differences_are_taken_image_by_image_and_averaged_over_seeds(tmp_path, make_record):
+    rng = np.random.default_rng(0)
+    data = {(row, seed): rng.random(40) < 0.5 for row in ("original", "equivariant") for seed in (0, 1)}
+    for (row, seed), errors in data.items():
+        record = make_record(row, seed, n=40, metrics={"error_percent": {"0.5": float(100 * errors.mean())}})
+        save_evaluation(tmp_path, record, {"error": {"0.5": errors}})
+    rows = {row.description.name: row for row in built(tmp_path).rows}
+    mean = {row: (data[row, 0].astype(float) + data[row, 1]) / 2 for row in ("original", "equivariant")}
+    d = 100 * (mean["equivariant"] - mean["original"])
+    half = 1.959963984540054 * d.std(ddof=1) / np.sqrt(40)
+    assert rows["equivariant"].cells[1].paired == pytest.approx((d.mean(), d.mean() - half, d.mean() + half))
+    assert rows["equivariant"].cells[0].paired is None
+    assert rows["original"].cells[1].paired is None
+
+
+@pytest.mark.parametrize("changes", [{"preset": "paper"}, {"data_sha256": {"test": "x"}}, {"dataset": "synthetic"}])
+def test_nothing_is_paired_with_other_images_or_presets(tmp_path, make_record, changes):
+    save(tmp_path, make_record, "original", ERRORS["original"])
+    save(tmp_path, make_record, "equivariant", ERRORS["equivariant"], **changes)
+    assert {cell.paired for row in built(tmp_path).rows for cell in row.cells} == {None}
+
+
+def test_posterior_change_is_the_largest_up_to_nine_tenths(tmp_path, make_record):
+    metrics = {"error_percent": {"0.0": 50.0}, "posterior_change": {"0.0": 0.0, "0.4": 0.31, "0.9": 0.2, "1.0": 0.99}}
+    save(tmp_path, make_record, "original", (4, 4, 4), metrics=metrics)
+    metrics = {"error_percent": {"0.0": 50.0}, "posterior_change": {"0.9": 0.32}}
+    save(tmp_path, make_record, "original", (4, 4, 4), seed=1, metrics=metrics)
+    assert built(tmp_path).rows[0].posterior_change == 0.32
+    assert lines(built(tmp_path), "| Original | 0.32 | – | – | – |")
+
+
+def test_unknown_row_is_an_error_with_the_valid_ones(make_record):
+    with pytest.raises(ValueError, match=r"table1_equivarient, seed 0: table 1 has no row 'equivarient'.*augmentation"):
+        build_table1([make_record("equivarient")])
+
+
+def test_csv_holds_the_same_values_unrounded(tmp_path, make_record):
+    for row, counts in ERRORS.items():
+        save(tmp_path, make_record, row, counts)
+    rows = list(csv.DictReader(io.StringIO(render_csv(built(tmp_path)))))
+    assert [row["row"] for row in rows] == [row.name for row in TABLE1.rows]
+    equivariant = rows[5]
+    assert (equivariant["parameters_paper"], equivariant["parameters_ours"]) == ("267294", "270410")
+    assert (equivariant["S0.5_paper"], equivariant["S0.5_ours"], equivariant["S0.5_difference"]) == (
+        "8.85",
+        "62.5",
+        "53.65",
+    )
+    assert (equivariant["S0.9_minus_baseline"], rows[0]["S0.9_minus_baseline"]) == ("-37.5", "")
+    assert rows[1]["S0.0_ours"] == "" and rows[1]["S0.0_paper"] == "9.19"
+
+
+def test_another_table_is_a_description_away(make_record):
+    description = TableDescription(
+        number=4,
+        title="Inpainting",
+        dataset="paris",
+        metric="psnr_db",
+        unit="dB",
+        decimals=1,
+        rows=(RowDescription("original", "Original", "original"), RowDescription("equivariant", "Eq", "equivariant")),
+        outcome="psnr",
+    )
+    values = {"original": (17.0, [16.0, 17.0, 18.0]), "equivariant": (18.5, [17.0, 18.5, 20.0])}
+    records = [
+        make_record(row, experiment=row, table=4, dataset="paris", n=3, metrics={"psnr_db": {"0.5": mean}})
+        for row, (mean, _) in values.items()
+    ]
+    outcomes = {(row, 0): {"psnr": {"0.5": np.float32(images)}} for row, (_, images) in values.items()}
+    table = build_table(description, [*records, make_record()], saturations=(0.5,), outcomes=outcomes)
+    cell = table.rows[1].cells[0]
+    half = 1.959963984540054 * 0.5 / np.sqrt(3)
+    assert (cell.ours, cell.interval, cell.paired) == (18.5, None, pytest.approx((1.5, 1.5 - half, 1.5 + half)))
+    assert "| Eq | 69.94M | 270,410 | 18.68 | 18.5 | -0.18 |" in render_markdown(table)
+    assert "(dB, 95 % interval)" in render_markdown(table)
+
+
+def test_written_tables_are_the_rendered_ones(tmp_path, make_record):
+    assert render_tables(tmp_path) == {} and write_tables(tmp_path) == []
+    save(tmp_path, make_record, "original", ERRORS["original"])
+    rendered = render_tables(tmp_path)
+    assert set(rendered) == {Path("tables/table1.md"), Path("tables/table1.csv")}
+    assert {path.relative_to(tmp_path): path.read_text() for path in write_tables(tmp_path)} == rendered
+
+
+def test_readme_block_goes_between_the_markers(tmp_path, make_record):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{README_BEGIN}\nold\n{README_END}\nafter\n")
+    update_readme(readme, tmp_path)
+    nothing = f"before\n{README_BEGIN}\nNo results have been recorded yet.\n{README_END}\nafter\n"
+    assert readme.read_text() == nothing
+    save(tmp_path, make_record, "original", ERRORS["original"])
+    update_readme(readme, tmp_path)
+    update_readme(readme, tmp_path)
+    assert readme.read_text() == f"before\n{README_BEGIN}\n{readme_block(tmp_path)}{README_END}\nafter\n"
+    assert "### Table 1: " in readme.read_text() and "| 50.00 [21.52, 78.48] |" in readme.read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["", README_BEGIN, README_END, README_END + README_BEGIN, README_BEGIN * 2 + README_END]
+)
+def test_readme_without_its_markers_is_an_error(tmp_path, text):
+    with pytest.raises(ValueError, match="results:begin"):
+        replace_block(text, "block")
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(ValueError, match=r"README\.md: .*results:begin"):
+        update_readme(tmp_path / "README.md", tmp_path)
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_table_does_not_depend_on_the_order_of_the_records(make_record):
+    records = [make_record(row, seed) for row in ("original", "augmentation") for seed in (0, 1)]
+    records += [replace(record, experiment=record.experiment + "_paper", preset="paper") for record in records]
+    assert render_markdown(build_table1(records[::-1])) == render_markdown(build_table1(records))
