@@ -1,0 +1,82 @@
+"""The one entry point: ``python -m offset_equivariant experiment=table1_equivariant seed=0``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from offset_equivariant import experiment, provenance
+from offset_equivariant.config import ConfigError, experiment_config
+from offset_equivariant.reporting.records import Record
+from offset_equivariant.reporting.tracking import make_tracker
+from offset_equivariant.training.loop import TrainingInterruptedError
+
+log = logging.getLogger(__name__)
+
+
+def run_configuration(composed: DictConfig) -> Record | None:
+    """Run one composed configuration; a failure leaves a file ``FAILED`` in the run's directory."""
+    settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+    config = experiment_config(settings)
+    directory = experiment.run_directory(config)
+    mark = directory / "FAILED"
+    mark.unlink(missing_ok=True)
+    tracker = make_tracker(
+        config.logger.kind,
+        project=config.logger.project,
+        name=f"{config.experiment}-seed{config.seed}",
+        group=None if config.table is None else f"table{config.table}",
+        config=settings,
+        directory=directory,
+    )
+    try:
+        return experiment.run(settings, tracker)
+    except TrainingInterruptedError:
+        raise
+    except Exception:
+        directory.mkdir(parents=True, exist_ok=True)
+        mark.write_text(traceback.format_exc())
+        raise
+    finally:
+        tracker.finish()
+
+
+@hydra.main(version_base="1.3", config_path=str(provenance.repository_root() / "conf"), config_name="config")
+def main(composed: DictConfig) -> float | None:
+    """Run the experiment that the command line composes; returns its error at the lowest saturation."""
+    try:
+        record = run_configuration(composed)
+    except ConfigError as error:
+        log.error("%s", error)
+        sys.exit(2)
+    except TrainingInterruptedError as interruption:
+        log.warning("%s", interruption)
+        sys.exit(130)
+    if record is None:
+        return None
+    saturation, error_percent = next(iter(record.metrics["error_percent"].items()))
+    path = Path(config_path_of(record))
+    log.info(
+        "%s seed %d: error %.2f %% at S = %s; record in %s",
+        record.experiment,
+        record.seed,
+        error_percent,
+        saturation,
+        path,
+    )
+    return error_percent
+
+
+def config_path_of(record: Record) -> str:
+    """Return the name of the record below its results folder."""
+    return f"records/{record.experiment}/seed{record.seed}.json"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""What an experiment is: every setting by name, type and range, checked before any work starts.
+
+The command line composes a dictionary from ``conf/``; :func:`experiment_config` turns it into these dataclasses, or
+says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from offset_equivariant.color.constancy import BALANCING_METHODS
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, missing, or has a value that it cannot have."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where images come from, and the statistics of their training pixels by representation."""
+
+    name: Literal["cifar10", "synthetic"]
+    classes: int
+    #: Images held out of the training split and evaluated on in place of the test split; 0 for a real run.
+    validation_images: int
+    download: bool
+    statistics: dict[str, dict[str, list[float]]]
+    #: Keyword arguments of the data set's loader.
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RepresentationConfig:
+    """Colour space of the network's input. ``statistics`` names the entry of the data set's statistics."""
+
+    space: Literal["srgb", "log_rgb"]
+    statistics: str
+    clipping: Literal["absolute", "relative"] | None
+    clipping_options: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture and family of layers."""
+
+    architecture: Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+    family: Literal["conventional", "offset_equivariant"]
+    family_options: dict[str, Any]
+    representation: RepresentationConfig
+
+
+@dataclass(frozen=True)
+class JitterConfig:
+    """Strengths of colour jitter, in torchvision's conventions."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """What is done about coloured light beside the architecture."""
+
+    name: str
+    #: Name of the colour balancing applied to training and test images, see ``BALANCING_METHODS``.
+    balancing: str | None
+    jitter: JitterConfig | None
+
+
+@dataclass(frozen=True)
+class DistortionConfig:
+    """Illuminants of the evaluation: either a list of saturations or, for one job a saturation, a single one."""
+
+    seed: int
+    requantize: bool
+    saturations: list[float] | None
+    saturation: float | None
+
+    def values(self) -> list[float]:
+        """Return the saturations to evaluate."""
+        if (self.saturations is None) == (self.saturation is None):
+            raise ConfigError("distortion: give either saturations (a list) or saturation (one value)")
+        values = [float(self.saturation)] if self.saturation is not None else [float(s) for s in self.saturations or []]
+        if not values or any(not 0 <= s <= 1 for s in values):
+            raise ConfigError(f"distortion: saturations must lie in [0, 1], got {values}")
+        return values
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over the steps, see :mod:`offset_equivariant.training.schedules`."""
+
+    name: Literal["one_cycle", "multi_step"]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training recipe. Exactly one of ``epochs`` and ``steps`` is given."""
+
+    preset: str
+    epochs: float | None
+    steps: int | None
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    label_smoothing: float
+    schedule: ScheduleConfig
+    crop_padding: int
+    flip: bool
+    log_every: int
+    checkpoint_seconds: float
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of optimisation steps."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how fast to compute; nothing here changes what is computed, but for rounding."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    autocast: Literal["bfloat16", "float16"] | None
+    channels_last: bool
+    compile: bool
+    threads: int | None
+    progress: bool
+    evaluation_batch_size: int
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """Tracking beside the run's own log."""
+
+    kind: Literal["wandb", "none"]
+    project: str
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    """Folders: data sets (several, as PATH names them), runs, and results."""
+
+    data: str | None
+    runs: str
+    results: str
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One row of one table, at one seed."""
+
+    name: str
+    table: int | None
+    row: str
+    seed: int
+    mode: Literal["train", "evaluate", "both"]
+    #: safetensors file to evaluate in place of the run's own weights.
+    weights: str | None
+    dataset: DatasetConfig
+    model: ModelConfig
+    strategy: StrategyConfig
+    distortion: DistortionConfig
+    train: TrainConfig
+    runtime: RuntimeConfig
+    logger: LoggerConfig
+    paths: PathsConfig
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment with its preset, but for the preset ``fast`` that is meant where nothing is said."""
+        return self.name if self.train.preset == "fast" else f"{self.name}_{self.train.preset}"
+
+    @property
+    def dataset_label(self) -> str:
+        """Name of the images that are evaluated on."""
+        return self.dataset.name + ("_validation" if self.dataset.validation_images else "")
+
+
+#: Parts of the configuration that decide what is learned; the others say where, how fast, or how it is tested.
+TRAINING_SECTIONS = ("dataset", "model", "strategy", "train", "seed")
+
+
+def experiment_config(settings: Mapping[str, Any]) -> ExperimentConfig:
+    """Check a dictionary of settings.
+
+    Raises:
+        ConfigError: names the setting, what is wrong with it, and what it can be.
+    """
+    config = _build(ExperimentConfig, settings, "")
+    _check(config)
+    return config
+
+
+def _check(config: ExperimentConfig) -> None:
+    config.distortion.values()
+    train, dataset, strategy = config.train, config.dataset, config.strategy
+    if (train.epochs is None) == (train.steps is None):
+        raise ConfigError("train: give either epochs or steps, and leave the other null")
+    if strategy.balancing is not None and strategy.balancing not in BALANCING_METHODS:
+        raise ConfigError(f"strategy.balancing = {strategy.balancing!r} is not one of {', '.join(BALANCING_METHODS)}")
+    if config.model.representation.statistics not in dataset.statistics:
+        raise ConfigError(
+            f"dataset {dataset.name} has no statistics {config.model.representation.statistics!r}, "
+            f"only {', '.join(dataset.statistics)}"
+        )
+    positive = {
+        "train.epochs": train.epochs,
+        "train.steps": train.steps,
+        "train.batch_size": train.batch_size,
+        "train.learning_rate": train.learning_rate,
+        "train.log_every": train.log_every,
+        "runtime.threads": config.runtime.threads,
+        "runtime.evaluation_batch_size": config.runtime.evaluation_batch_size,
+        "dataset.classes": dataset.classes,
+    }
+    for name, value in positive.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} = {value} must be positive")
+    not_negative = {
+        "seed": config.seed,
+        "distortion.seed": config.distortion.seed,
+        "train.weight_decay": train.weight_decay,
+        "train.momentum": train.momentum,
+        "train.crop_padding": train.crop_padding,
+        "train.checkpoint_seconds": train.checkpoint_seconds,
+        "dataset.validation_images": dataset.validation_images,
+    }
+    for name, value in not_negative.items():
+        if value < 0:
+            raise ConfigError(f"{name} = {value} must not be negative")
+    if not 0 <= train.label_smoothing < 1:
+        raise ConfigError(f"train.label_smoothing = {train.label_smoothing} must lie in [0, 1)")
+
+
+def _build(cls: type[T], settings: Any, path: str) -> T:
+    """Make the dataclass ``cls`` of a dictionary, checking names and types all the way down."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{path or 'the configuration'} must be a group of settings, got {settings!r}")
+    hints = get_type_hints(cls)
+    prefix = f"{path}." if path else ""
+    unknown = [name for name in settings if name not in hints]
+    if unknown:
+        raise ConfigError(f"unknown setting {prefix}{unknown[0]}; valid ones are {', '.join(hints)}")
+    missing = [name for name in hints if name not in settings]
+    if missing:
+        raise ConfigError(f"setting {prefix}{missing[0]} is missing")
+    return cls(**{name: _value(hint, settings[name], prefix + name) for name, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    """Check one value against its type hint."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return _fail(path, value, "a value") if type(None) not in get_args(hint) else None
+        return _value(next(option for option in get_args(hint) if option is not type(None)), value, path)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)  # type: ignore[arg-type]
+    if origin is Literal:
+        return value if value in get_args(hint) else _fail(path, value, "one of " + ", ".join(map(str, get_args(hint))))
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            return _fail(path, value, "a list")
+        return [_value(get_args(hint)[0], item, f"{path}[{index}]") for index, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            return _fail(path, value, "a group of settings")
+        return {str(key): _value(get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        return _fail(path, value, {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint])
+    return value
+
+
+def _fail(path: str, value: Any, expected: str) -> Any:
+    raise ConfigError(f"{path} = {value!r} must be {expected}")

@@ -1,0 +1,1 @@
+"""The saturation sweep, the same for every task."""

@@ -1,0 +1,67 @@
+"""Where a number comes from: commit, configuration, weights, environment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: What decides a result; a change elsewhere, as in the results themselves, does not make a tree dirty.
+DECISIVE_PATHS = ("src", "conf", "scripts", "pyproject.toml", "requirements.lock")
+_LIBRARIES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
+
+
+def repository_root() -> Path:
+    """Return the folder that holds ``src/offset_equivariant``: the repository, in an editable install."""
+    return Path(__file__).resolve().parents[2]
+
+
+def commit() -> tuple[str, bool]:
+    """Return the commit of the code that runs, and whether it has changes that are not committed.
+
+    ("unknown", True) where there is no repository to ask.
+    """
+    head = _git("rev-parse", "HEAD")
+    if head is None:
+        return "unknown", True
+    return head.strip(), bool((_git("status", "--porcelain", "--", *DECISIVE_PATHS) or "").strip())
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", *arguments], cwd=repository_root(), capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Return the digest of a configuration, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions of Python and the libraries, the platform, and the device."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        **{name: metadata.version(name) for name in _LIBRARIES},
+    }

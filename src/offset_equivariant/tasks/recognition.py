@@ -1,0 +1,210 @@
+"""Image recognition (Section 4.1): a classifier trained on cross entropy, tested under coloured light."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from offset_equivariant.color.illuminants import apply_illuminant
+from offset_equivariant.color.jitter import ColorJitter
+from offset_equivariant.color.representation import Representation, decode_srgb
+from offset_equivariant.color.srgb import linear_to_srgb, srgb_to_linear
+from offset_equivariant.data.batches import EpochOrder, random_crop_and_flip, step_generator
+from offset_equivariant.data.labelled_images import LabelledImages
+from offset_equivariant.nn.constraint import project_
+
+
+@dataclass(frozen=True)
+class InputPipeline:
+    """From linear RGB to the network's input: colour balancing, where the strategy has one, and representation."""
+
+    representation: Representation
+    balancing: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, linear: Tensor) -> Tensor:
+        """Map linear RGB ``(N, 3, H, W)`` to the network's input."""
+        return self.representation(linear if self.balancing is None else self.balancing(linear))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images: zero padding and cropping back, left-right flips, colour jitter."""
+
+    crop_padding: int = 4
+    flip: bool = True
+    jitter: ColorJitter | None = None
+
+
+class RecognitionTraining:
+    """Cross entropy on batches of a data set that is kept whole on the device.
+
+    Without colour jitter every image is converted once, before the first step: a step then only indexes, crops and
+    flips. With it the images are kept as uint8 and converted batch by batch.
+
+    Args:
+        network: ``(N, 3, H, W)`` to ``(N, classes)``, on the device.
+        optimizer: over the network's parameters, learning rates at their peak.
+        images: the training images, on the device.
+        pipeline: conversion to the network's input.
+        augmentation: random changes of the images.
+        batch_size: images a step.
+        seed: of the images' order and augmentation.
+        label_smoothing: of the cross entropy.
+        autocast: dtype of mixed precision, or None for the network's own.
+        channels_last: memory format of the batches.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        images: LabelledImages,
+        pipeline: InputPipeline,
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        seed: int,
+        label_smoothing: float = 0.0,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.batch_size = batch_size
+        self._forward = forward or network
+        self._order = EpochOrder(len(images), batch_size, seed)
+        self._seed = seed
+        self._labels = images.labels
+        self._pipeline = pipeline
+        self._augmentation = augmentation
+        self._label_smoothing = label_smoothing
+        self._autocast = autocast
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._peak_rates = [group["lr"] for group in optimizer.param_groups]
+        self._images = images.images
+        if augmentation.jitter is None:
+            self._images = torch.cat([pipeline(decode_srgb(batch)) for batch in images.images.split(1000)])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._order.steps_per_epoch
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"network": self.network}
+
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        return {"network": self.optimizer}
+
+    def training_step(self, step: int, learning_rate_factor: float) -> dict[str, Tensor]:
+        """Take one step; return the batch's mean ``loss`` and ``error_percent``."""
+        inputs, labels = self._batch(step)
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * learning_rate_factor
+        self.network.train()
+        with torch.autocast(inputs.device.type, self._autocast, enabled=self._autocast is not None):
+            scores = self._forward(inputs)
+        loss = nn.functional.cross_entropy(scores.float(), labels, label_smoothing=self._label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        project_(self.network)
+        with torch.no_grad():
+            error = (scores.argmax(1) != labels).float().mean() * 100
+        return {"loss": loss.detach(), "error_percent": error}
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        indices = self._order.indices(step).to(self._images.device)
+        generator = step_generator(self._seed, step, stream=1)
+        images = self._images[indices]
+        if self._augmentation.jitter is not None:
+            jittered = self._augmentation.jitter(images.float() / 255, generator)
+            images = self._pipeline(srgb_to_linear(jittered))
+        images = random_crop_and_flip(images, self._augmentation.crop_padding, self._augmentation.flip, generator)
+        return images.contiguous(memory_format=self._memory_format), self._labels[indices]
+
+
+@dataclass(frozen=True)
+class _OpenBatch:
+    """Test images on their way through the sweep: linear RGB, labels, and the posteriors without an illuminant."""
+
+    linear: Tensor
+    labels: Tensor
+    reference: Tensor
+
+
+class RecognitionEvaluation:
+    """Classification under a given illuminant (Section 4.1.1), for :func:`offset_equivariant.evaluation.sweep.sweep`.
+
+    Per image: ``error``, whether it is misclassified, and ``posterior_change``, the largest change of any class's
+    posterior probability from that of the image without the illuminant, which an invariant network keeps at zero.
+
+    Args:
+        network: as in training, on the device.
+        images: the test images, on the device.
+        pipeline: conversion to the network's input.
+        requantize: round the distorted sRGB image to 8 bits, as a file on disk would be.
+        channels_last: memory format of the batches.
+    """
+
+    #: metric -> the outcome it summarises, and how.
+    summaries: Mapping[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = {
+        "error_percent": ("error", lambda error: float(error.mean() * 100)),
+        "posterior_change": ("posterior_change", lambda change: float(change.max())),
+    }
+    #: Outcomes whose per-image values are kept beside the record.
+    kept_outcomes: tuple[str, ...] = ("error",)
+
+    def __init__(
+        self,
+        network: nn.Module,
+        images: LabelledImages,
+        pipeline: InputPipeline,
+        *,
+        requantize: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        self.network = network
+        self.images = len(images)
+        self._data = images
+        self._pipeline = pipeline
+        self._requantize = requantize
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    @torch.no_grad()
+    def open_batch(self, indices: Tensor) -> _OpenBatch:
+        """Decode images, and classify them as they are."""
+        indices = indices.to(self._data.images.device)
+        linear = decode_srgb(self._data.images[indices])
+        return _OpenBatch(linear, self._data.labels[indices], self.posteriors(linear))
+
+    @torch.no_grad()
+    def measure(self, batch: _OpenBatch, illuminants: Tensor) -> dict[str, Tensor]:
+        """Return the outcomes of each image under its illuminant, ``(N, 3)``, linear RGB."""
+        posteriors = self.posteriors(self.distort(batch.linear, illuminants))
+        return {
+            "error": posteriors.argmax(1) != batch.labels,
+            "posterior_change": (posteriors - batch.reference).abs().amax(1),
+        }
+
+    def distort(self, linear: Tensor, illuminants: Tensor) -> Tensor:
+        """Return linear RGB images under their illuminants."""
+        lit = apply_illuminant(linear, illuminants.to(linear.device, linear.dtype))
+        return decode_srgb(quantized_srgb(lit)) if self._requantize else lit
+
+    def posteriors(self, linear: Tensor) -> Tensor:
+        """Return the network's posterior probabilities ``(N, classes)`` for linear RGB images."""
+        self.network.eval()
+        inputs = self._pipeline(linear).contiguous(memory_format=self._memory_format)
+        return torch.softmax(self.network(inputs), dim=1)
+
+
+def quantized_srgb(linear: Tensor) -> Tensor:
+    """Return linear RGB as 8-bit sRGB, uint8."""
+    return (linear_to_srgb(linear) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,116 @@
+"""Checkpoints from which a run goes on as if it had never stopped.
+
+A checkpoint is a plain dictionary of tensors, numbers and strings: it loads with ``weights_only=True`` and runs no
+code. It is written under a temporary name and renamed, so a crash leaves the one before it whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, in one directory, the newest ``keep`` kept."""
+
+    directory: Path
+    keep: int = 2
+
+    def paths(self) -> list[Path]:
+        """Return the checkpoints there are, oldest first."""
+        return sorted(self.directory.glob("step-*.pt"))
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write ``state`` as the checkpoint of ``step`` and delete all but the newest ``keep``."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"step-{step:08d}.pt"
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        for old in self.paths()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def latest(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+        """Load the newest readable checkpoint, or None. One that cannot be read is named in a warning and passed over.
+
+        Raises:
+            RuntimeError: if there are checkpoints and none can be read.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+                return state
+            except Exception as error:  # a damaged file fails in many ways, all of which mean the same
+                log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, error)
+        if paths:
+            raise RuntimeError(
+                f"none of the checkpoints in {self.directory} can be read; remove the folder to begin anew"
+            )
+        return None
+
+
+def random_states() -> dict[str, Any]:
+    """Return the state of every global random number generator, as tensors and plain numbers."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Put every global random number generator back to where :func:`random_states` found it."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def training_state(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
+    """Return what a checkpoint holds of networks, optimisers and random number generators."""
+    return {
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "random": random_states(),
+    }
+
+
+def restore_training_state(
+    state: Mapping[str, Any], modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+) -> None:
+    """Put networks, optimisers and random number generators back to where :func:`training_state` found them."""
+    for name, module in modules.items():
+        module.load_state_dict(state["modules"][name])
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][name])
+    restore_random_states(state["random"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every global random number generator: Python's, NumPy's and torch's, on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

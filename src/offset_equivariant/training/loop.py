@@ -1,0 +1,240 @@
+"""The training loop: steps, progress, log, checkpoints, and a clean end whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from offset_equivariant.tasks.task import Trainable
+from offset_equivariant.training.checkpoint import Checkpoints, restore_training_state, training_state
+from offset_equivariant.training.schedules import Schedule
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss was NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+class TrainingInterruptedError(RuntimeError):
+    """SIGTERM or Ctrl-C came; the run was checkpointed and can be taken up again."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to run, as against what to learn.
+
+    Args:
+        total_steps: where training ends.
+        schedule: factor on the learning rates at every step.
+        log_every: steps between two lines of the log; losses are read from the device only then.
+        checkpoint_seconds: time between checkpoints; 0 for one at every logged step.
+        progress: show a bar.
+    """
+
+    total_steps: int
+    schedule: Schedule
+    log_every: int = 50
+    checkpoint_seconds: float = 120.0
+    progress: bool = True
+
+
+@dataclass
+class FitState:
+    """Where a run stands: what a checkpoint holds beside networks, optimisers and random states."""
+
+    step: int = 0
+    seconds: float = 0.0
+    #: Of the caller, kept in every checkpoint: plain values only.
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def fit(
+    task: Trainable,
+    directory: Path,
+    settings: FitSettings,
+    *,
+    device: torch.device | str = "cpu",
+    notes: Mapping[str, Any] | None = None,
+    on_log: Callable[[dict[str, float], int], None] = lambda scalars, step: None,
+) -> FitState:
+    """Train to the last step, going on from the newest checkpoint in ``directory`` where there is one.
+
+    Writes ``directory/checkpoints/step-*.pt`` and ``directory/log.jsonl``.
+
+    Args:
+        task: what is learned.
+        directory: of the run.
+        settings: how to run.
+        device: where checkpoints are loaded to.
+        notes: put into the checkpoints; those of a checkpoint that is resumed come first, see :func:`merge_notes`.
+        on_log: called with every logged set of scalars and its step.
+
+    Returns:
+        the final state; nothing is trained if the run was complete already.
+
+    Raises:
+        NonFiniteLossError: at a NaN or infinite loss. No checkpoint is written from then on.
+        TrainingInterruptedError: after SIGTERM or Ctrl-C, when the checkpoint is written.
+    """
+    checkpoints = Checkpoints(directory / "checkpoints")
+    state = _resume(task, checkpoints, device, notes or {})
+    journal = Journal(directory / "log.jsonl", state.step)
+    meter = _Meter(task.batch_size)
+    saved_at = time.monotonic()
+
+    def save() -> None:
+        checkpoints.save(
+            state.step,
+            {"step": state.step, "seconds": state.seconds, "notes": state.notes}
+            | training_state(task.modules(), task.optimizers()),
+        )
+
+    bar = tqdm(
+        total=settings.total_steps,
+        initial=state.step,
+        unit="step",
+        disable=None if settings.progress else True,
+        dynamic_ncols=True,
+    )
+    with _StopRequest() as stop, bar:
+        while state.step < settings.total_steps:
+            started = time.perf_counter()
+            meter.add(task.training_step(state.step, settings.schedule(state.step)))
+            state.step += 1
+            last = state.step == settings.total_steps
+            if last or stop.requested or state.step % settings.log_every == 0:
+                scalars = meter.read(state.step, checkpoints)
+                scalars["learning_rate_factor"] = settings.schedule(state.step - 1)
+                journal.write(state.step, scalars)
+                on_log(scalars, state.step)
+                bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()}, refresh=False)
+            state.seconds += time.perf_counter() - started
+            bar.update()
+            due = time.monotonic() - saved_at >= settings.checkpoint_seconds and not meter.pending
+            if last or stop.requested or due:
+                save()
+                saved_at = time.monotonic()
+            if stop.requested and not last:
+                raise TrainingInterruptedError(
+                    f"stopped by {stop.name} at step {state.step}; the same command goes on from there"
+                )
+    return state
+
+
+def _resume(
+    task: Trainable, checkpoints: Checkpoints, device: torch.device | str, notes: Mapping[str, Any]
+) -> FitState:
+    saved = checkpoints.latest(device)
+    if saved is None:
+        return FitState(notes=dict(notes))
+    restore_training_state(saved, task.modules(), task.optimizers())
+    return FitState(int(saved["step"]), float(saved["seconds"]), merge_notes(saved["notes"], notes))
+
+
+def merge_notes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Unite the notes of a resumed run: lists are joined without repetition, truths or-ed, the rest is the newer."""
+    merged = dict(old)
+    for name, value in new.items():
+        if isinstance(value, list):
+            merged[name] = list(dict.fromkeys([*old.get(name, []), *value]))
+        elif isinstance(value, bool):
+            merged[name] = value or bool(old.get(name, False))
+        else:
+            merged[name] = value
+    return merged
+
+
+class _Meter:
+    """Gathers the scalars of steps on the device, and reads them all at once."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._steps: list[dict[str, Tensor]] = []
+        self._since = time.perf_counter()
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are steps whose losses were not looked at yet."""
+        return bool(self._steps)
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        self._steps.append(scalars)
+
+    def read(self, step: int, checkpoints: Checkpoints) -> dict[str, float]:
+        """Return the means since the last reading, and the rate; refuse a loss that is not finite."""
+        losses = torch.stack([scalars["loss"].float() for scalars in self._steps]).tolist()
+        for before, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
+            if not math.isfinite(loss):
+                paths = checkpoints.paths()
+                raise NonFiniteLossError(
+                    f"the loss of step {step - before} is {loss}; the last good checkpoint is "
+                    f"{paths[-1] if paths else 'none, the run had not saved one yet'}. "
+                    "Lower the learning rate, or look at the batch of that step"
+                )
+        means = {name: torch.stack([s[name].float() for s in self._steps]).mean().item() for name in self._steps[0]}
+        now = time.perf_counter()
+        means["images_per_second"] = len(self._steps) * self._batch_size / (now - self._since)
+        self._since = now
+        self._steps.clear()
+        return means
+
+
+class Journal:
+    """A log of JSON lines, cut back on resumption to the step that is resumed, so that no step stands twice."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a log; a last one without an end was cut off by a crash and does not count."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class _StopRequest:
+    """Turns SIGTERM and Ctrl-C into a request, answered at the end of a step. A second Ctrl-C is as usual."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return bool(self.name)
+
+    def __enter__(self) -> _StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, _: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        signal.signal(number, self._previous[number])

@@ -1,0 +1,69 @@
+"""Released weights: safetensors files with what they are written into them, checked against a list of digests."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import nn
+
+from offset_equivariant.nn.constraint import remove_parametrizations_
+from offset_equivariant.provenance import file_sha256
+from offset_equivariant.reporting.storage import replace_file
+
+#: Name of the list of digests beside the weights, in the format of ``sha256sum``.
+DIGESTS = "SHA256SUMS"
+
+
+def save_weights(network: nn.Module, path: Path, facts: Mapping[str, Any]) -> str:
+    """Write the network's weights and buffers, constraints applied, and return the file's SHA-256.
+
+    Args:
+        network: what to save; parametrised layers are saved as plain ones.
+        path: of the safetensors file.
+        facts: written into the file's metadata: plain values.
+    """
+    plain = copy.deepcopy(network).cpu()
+    remove_parametrizations_(plain)
+    tensors = {name: tensor.contiguous() for name, tensor in plain.state_dict().items()}
+    replace_file(path, save(tensors, {"facts": json.dumps(facts, sort_keys=True)}))
+    return file_sha256(path)
+
+
+def load_weights(network: nn.Module, path: Path) -> dict[str, Any]:
+    """Load weights into ``network`` and return the facts in the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is listed in ``SHA256SUMS`` beside it with another digest: it is damaged.
+        RuntimeError: if the weights are of another network.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there are no weights at {path}")
+    listed = read_digests(path.parent).get(path.name)
+    if listed is not None and listed != file_sha256(path):
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {path.parent / DIGESTS}; restore the file")
+    network.load_state_dict(load_file(path))
+    with safe_open(path, "pt") as file:
+        facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
+    return facts
+
+
+def read_digests(directory: Path) -> dict[str, str]:
+    """Return file name -> SHA-256 of the list in ``directory``, empty where there is none."""
+    path = directory / DIGESTS
+    if not path.exists():
+        return {}
+    return {name: digest for digest, name in (line.split(maxsplit=1) for line in path.read_text().splitlines())}
+
+
+def add_digest(path: Path) -> None:
+    """Enter a file into the list of digests beside it."""
+    digests = read_digests(path.parent) | {path.name: file_sha256(path)}
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
+    replace_file(path.parent / DIGESTS, "".join(lines).encode())
