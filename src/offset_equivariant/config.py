@@ -49,7 +49,7 @@ class RepresentationConfig:
 class ModelConfig:
     """Architecture and family of layers."""
 
-    architecture: Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+    architecture: Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
     family: Literal["conventional", "offset_equivariant"]
     family_options: dict[str, Any]
     representation: RepresentationConfig

@@ -17,6 +17,7 @@ from offset_equivariant.nn.constraint import (
     project_weight,
     remove_parametrizations_,
 )
+from offset_equivariant.nn.equivariance import EquivarianceReport, check_equivariance
 from offset_equivariant.nn.families import FAMILIES, Conventional, LayerFamily, OffsetEquivariant
 from offset_equivariant.nn.fused import BatchNormReLU
 from offset_equivariant.nn.layers import Conv1d, Conv2d, Conv3d, Linear
@@ -59,6 +60,7 @@ __all__ = [
     "Conv3d",
     "Conventional",
     "Dropout",
+    "EquivarianceReport",
     "GroupLinear",
     "GroupMax",
     "GroupMean",
@@ -77,6 +79,7 @@ __all__ = [
     "OptionAShortcut",
     "ReLU",
     "ResidualMerge",
+    "check_equivariance",
     "constraint_error",
     "project_",
     "project_weight",
