@@ -28,7 +28,7 @@ def channels_per_group(channels: int, offset_groups: int, name: str = "channels"
     if offset_groups < 1:
         raise ValueError(f"offset_groups must be at least 1, got {offset_groups}")
     if channels < 1 or channels % offset_groups:
-        below = channels // offset_groups * offset_groups
+        below = max(channels, 0) // offset_groups * offset_groups
         valid = " or ".join(str(n) for n in (below, below + offset_groups) if n > 0)
         raise ValueError(
             f"{name} = {channels} cannot be split evenly into offset_groups = {offset_groups}; "

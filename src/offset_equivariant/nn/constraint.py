@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from offset_equivariant.groups import channels_per_group
+from offset_equivariant.groups import assignment_matrix, channels_per_group
 
 Constraint = Literal["parametrization", "projection"]
 CONSTRAINTS: tuple[str, ...] = get_args(Constraint)
@@ -39,8 +39,7 @@ def project_weight(weight: Tensor, offset_groups: int, groups: int = 1) -> Tenso
         groups: torch's own ``groups`` of a grouped convolution; 1 for all others.
 
     Raises:
-        ValueError: if n or m is not divisible by g, or an output of a grouped convolution sees no channel of its own
-            offset group, which makes the constraint infeasible.
+        ValueError: if n or m is not divisible by g, or n by ``groups``.
     """
     outputs, visible = weight.shape[:2]
     channels_per_group(outputs, offset_groups, "out_channels")
@@ -49,34 +48,43 @@ def project_weight(weight: Tensor, offset_groups: int, groups: int = 1) -> Tenso
         blocks = weight.reshape(offset_groups, outputs // offset_groups, offset_groups, -1)
         target = torch.eye(offset_groups, dtype=weight.dtype, device=weight.device)[:, None, :, None]
         return (blocks - blocks.mean(3, keepdim=True) + target / blocks.shape[3]).reshape(weight.shape)
-    members = _visible_groups(outputs, visible, offset_groups, groups, weight.device).to(weight.dtype)
-    target = torch.eye(offset_groups, dtype=weight.dtype, device=weight.device)
-    target = target.repeat_interleave(outputs // offset_groups, dim=0)
+    excess, members = _excess(weight, offset_groups, groups)
     taps = weight[0, 0].numel()
-    excess = torch.einsum("oc,ocg->og", weight.flatten(2).sum(2), members) - target
     share = excess / (members.sum(1) * taps).clamp_min(1)
     return weight - torch.einsum("og,ocg->oc", share, members).reshape(outputs, visible, *(1,) * (weight.ndim - 2))
 
 
+def _excess(weight: Tensor, offset_groups: int, groups: int) -> tuple[Tensor, Tensor]:
+    """Left minus right side of Eq. 16, ``(n, g)``, and each weight's input group, one-hot, ``(n, m // groups, g)``."""
+    outputs, visible = weight.shape[:2]
+    members = _visible_groups(outputs, visible, offset_groups, groups, weight.device).to(weight.dtype)
+    target = assignment_matrix(outputs, offset_groups, dtype=weight.dtype, device=weight.device)
+    return torch.einsum("oc,ocg->og", weight.reshape(outputs, visible, -1).sum(2), members) - target, members
+
+
 def _visible_groups(outputs: int, visible: int, offset_groups: int, groups: int, device: torch.device) -> Tensor:
-    """One-hot offset group of each input channel that an output of a grouped convolution sees: ``(n, m/groups, g)``."""
+    """One-hot offset group of each input channel that an output of a grouped convolution sees: ``(n, m/groups, g)``.
+
+    Every output sees its own offset group, so that Eq. 16 can hold: relative to all channels, output i is the interval
+    [i/n, (i+1)/n), which lies in its offset group and in its torch group; these two share a stretch of input channels
+    whose ends are whole numbers, and which is therefore at least one channel long.
+    """
+    if outputs % groups:
+        raise ValueError(f"out_channels = {outputs} must be divisible by groups = {groups}")
     first = torch.arange(outputs, device=device) // (outputs // groups) * visible
     seen = (first[:, None] + torch.arange(visible, device=device)) // (visible * groups // offset_groups)
-    own = torch.arange(outputs, device=device) // (outputs // offset_groups)
-    blind = (seen != own[:, None]).all(1)
-    if bool(blind.any()):
-        raise ValueError(
-            f"with groups = {groups}, output channel {int(blind.nonzero()[0])} sees no input channel of its own offset "
-            f"group, so Eq. 16 cannot hold; choose groups so that every output sees its own group, for instance a "
-            f"multiple of offset_groups = {offset_groups} with in_channels = out_channels"
-        )
     return nn.functional.one_hot(seen, offset_groups)
 
 
 def constraint_error(weight: Tensor, offset_groups: int, groups: int = 1) -> float:
-    """Return the largest violation of Eq. 16: the distance from the projection, times the number of weights summed."""
-    distance = (weight.detach() - project_weight(weight.detach(), offset_groups, groups)).abs().max().item()
-    return distance * weight[0].numel() * groups / offset_groups
+    """Return the largest violation of Eq. 16 (Eq. 10 where there are no taps); arguments as :func:`project_weight`.
+
+    Raises:
+        ValueError: as :func:`project_weight`.
+    """
+    channels_per_group(weight.shape[0], offset_groups, "out_channels")
+    channels_per_group(weight.shape[1] * groups, offset_groups, "in_channels")
+    return _excess(weight.detach(), offset_groups, groups)[0].abs().max().item()
 
 
 class OffsetConstraint(nn.Module):
@@ -154,9 +162,17 @@ def project_(module: nn.Module) -> None:
             layer.project_()
 
 
+@torch.no_grad()
 def remove_parametrizations_(module: nn.Module) -> None:
-    """Turn every parametrised layer of ``module`` into a plain one with the same, constrained weight, in place."""
+    """Turn every parametrised layer of ``module`` into a plain one with the same, constrained weight, in place.
+
+    The free weights stay the same parameters, so that an optimiser that has them keeps them.
+    """
     for layer in module.modules():
         if isinstance(layer, ConstrainedWeight) and parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            # torch's own function deletes the property from the class, which deep copies of the layer share.
+            free, weight = layer._free_weight(), layer.weight
+            layer.__class__ = parametrize.type_before_parametrizations(layer)
+            del layer.parametrizations
+            layer.weight = cast(nn.Parameter, free.copy_(weight))
             layer.constraint = "projection"

@@ -49,7 +49,12 @@ class BatchNormReLU(nn.BatchNorm2d):
         self.offset_groups = offset_groups
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Return the activation, shaped as ``input``, ``(N, C, H, W)``; ``shortcut`` is the x of Eq. 27."""
+        """Return the activation, shaped as ``input``, ``(N, C, H, W)``; ``shortcut`` is the x of Eq. 27.
+
+        Raises:
+            ValueError: if ``input`` is no batch of images, or has only one value a channel in training.
+        """
+        self._check_input_dim(input)
         channels = input.shape[1]
         mean, variance = _ChannelMoments.apply(input)
         group = expand_groups(group_mean(mean, self.offset_groups), channels)

@@ -5,16 +5,16 @@ Signatures follow torch's, with ``offset_groups`` and ``constraint`` added. torc
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from offset_equivariant.groups import channels_per_group
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
-
-#: Padding that uses the input data; a constant would break equivariance at the border (Section 2.2).
-PADDING_MODES = ("replicate", "reflect", "circular")
+from offset_equivariant.nn.padding import PADDING_MODES, pad
 
 
 class Linear(ConstrainedWeight, nn.Linear):
@@ -47,6 +47,10 @@ class Linear(ConstrainedWeight, nn.Linear):
 class _Conv(ConstrainedWeight):
     """What the convolutions of one, two and three dimensions share."""
 
+    _convolve: ClassVar[Callable[..., Tensor]]
+    _reversed_padding_repeated_twice: list[int]
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"]
+
     def __init__(
         self,
         in_channels: int,
@@ -75,6 +79,11 @@ class _Conv(ConstrainedWeight):
         super().__init__(*arguments, bias, padding_mode, device, dtype)
         self._constrain(offset_groups, constraint, groups)
 
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padded = pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
+        convolved: Tensor = self._convolve(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return convolved
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, offset_groups={self.offset_groups}, constraint={self.constraint!r}"
 
@@ -83,9 +92,11 @@ class Conv1d(_Conv, nn.Conv1d):
     """Offset equivariant 1-D convolution (Eq. 12 and 16): ``(N, in, L)`` to ``(N, out, L')``.
 
     Raises:
-        ValueError: if a channel count is not divisible by ``offset_groups``, the padding is constant, or torch's
-            ``groups`` leave an output without a channel of its own offset group.
+        ValueError: if a channel count is not divisible by ``offset_groups`` or by torch's ``groups``, or the padding
+            is constant.
     """
+
+    _convolve = staticmethod(F.conv1d)
 
 
 class Conv2d(_Conv, nn.Conv2d):
@@ -95,6 +106,8 @@ class Conv2d(_Conv, nn.Conv2d):
         ValueError: as :class:`Conv1d`.
     """
 
+    _convolve = staticmethod(F.conv2d)
+
 
 class Conv3d(_Conv, nn.Conv3d):
     """Offset equivariant 3-D convolution (Eq. 12 and 16): ``(N, in, D, H, W)`` to ``(N, out, D', H', W')``.
@@ -102,3 +115,5 @@ class Conv3d(_Conv, nn.Conv3d):
     Raises:
         ValueError: as :class:`Conv1d`. Reflecting padding of three dimensions is torch's to refuse or accept.
     """
+
+    _convolve = staticmethod(F.conv3d)

@@ -1,0 +1,183 @@
+import pytest
+import torch
+from torch import nn
+
+import offset_equivariant as oe
+from offset_equivariant.nn import check_equivariance
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def test_every_condition_is_measured():
+    report = check_equivariance(nn.Identity(), (2, 6, 4), magnitudes=(0.5, 20.0))
+    conditions = [(m.dtype, m.training, m.magnitude) for m in report.measurements]
+    dtypes, modes = (torch.float32, torch.float64), (False, True)
+    assert conditions == [(d, t, m) for d in dtypes for t in modes for m in (0.5, 20.0)]
+    assert len(check_equivariance(nn.Identity(), (2, 6)).measurements) == 16
+    assert report.equivariant and report.first_breaking is None
+
+
+@pytest.mark.parametrize(
+    ("function", "output", "share"),
+    [
+        (lambda x: 3 * x, "equivariant", 2),  # moves by 3Δ instead of Δ
+        (lambda x: 0 * x, "equivariant", 1),
+        (lambda x: 0.5 * x, "invariant", 0.5),
+    ],
+)
+def test_the_errors_are_those_of_eq_2(function, output, share):
+    inputs = []
+
+    def observed(x):
+        inputs.append(x)
+        return function(x)
+
+    report = check_equivariance(Function(observed), (2, 6, 4), output=output, magnitudes=(5.0,))
+    calls = zip(inputs[0::2], inputs[1::2], strict=False)  # without and with offset
+    for measurement, (plain, moved) in zip(report.measurements, calls, strict=False):
+        offset = (moved - plain).reshape(2, 3, -1)
+        assert (offset.std(2) < 1e-5).all()  # one number an image and group
+        assert offset.mean(2).std() > 1  # and not the same everywhere
+        largest = offset.abs().max().item()
+        assert measurement.absolute == pytest.approx(share * largest, rel=1e-5)
+        scale = max(function(plain).abs().max().item(), largest)
+        assert measurement.relative == pytest.approx(share * largest / scale, rel=1e-5)
+    assert not report.equivariant
+    assert report.worst() == max(m.relative for m in report.measurements if m.dtype == torch.float64)
+
+
+def test_what_a_correct_output_does():
+    head = oe.nn.InvariantHead()
+    assert check_equivariance(head, (2, 9), output="mean").equivariant
+    assert not check_equivariance(head, (2, 9), output="invariant").equivariant
+    assert check_equivariance(nn.Sequential(head, nn.Softmax(1)), (2, 9), output="invariant").equivariant
+    assert check_equivariance(Function(lambda x: x.mean((1, 2))[:, None]), (2, 9, 4), output="mean").equivariant
+    assert check_equivariance(oe.nn.Conv1d(31, 62, 3, offset_groups=31), (2, 31, 5), offset_groups=31).equivariant
+    assert not check_equivariance(oe.nn.Conv1d(6, 6, 3, offset_groups=2), (2, 6, 5), offset_groups=6).equivariant
+
+
+def test_single_and_double_precision_are_told_apart():
+    report = check_equivariance(oe.nn.Conv2d(6, 6, 3, constraint="projection"), (2, 6, 5, 5))
+    assert 1e-9 < report.worst(torch.float32) < 1e-5
+    assert report.worst(torch.float64) < 1e-14
+
+
+def test_breaking_in_training_only():
+    report = check_equivariance(nn.Sequential(oe.nn.ReLU(), nn.Dropout(0.5)), (2, 6, 8))
+    for measurement in report.measurements:
+        assert (measurement.relative > 1e-3) == measurement.training
+    assert not report.equivariant
+    assert report.first_breaking == "1"
+
+
+def test_breaking_at_large_offsets_only():
+    report = check_equivariance(Function(lambda x: x.clamp(-50, 50)), (2, 6, 8), magnitudes=(1.0, 1000.0))
+    for measurement in report.measurements:
+        assert (measurement.relative > 0.1) == (measurement.magnitude == 1000)
+    assert report.first_breaking == ""
+
+
+def equivariant_block(**replaced):
+    layers = {
+        "conv": oe.nn.Conv2d(6, 6, 3, padding=1),
+        "norm": oe.nn.BatchNorm2d(6),
+        "relu": oe.nn.ReLU(),
+        "pool": oe.nn.AvgPool2d(2, padding=1),
+    }
+    block = nn.Sequential()
+    for name, layer in (layers | replaced).items():
+        block.add_module(name, layer)
+    return block
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("conv", nn.Conv2d(6, 6, 3, padding=1)),
+        ("norm", nn.BatchNorm2d(6)),
+        ("relu", nn.ReLU()),
+        ("pool", nn.AvgPool2d(2, padding=1)),
+    ],
+)
+def test_the_first_submodule_to_break_is_named(name, layer):
+    # What comes after it may be broken too: the first counts.
+    network = nn.Sequential(equivariant_block(), equivariant_block(**{name: layer}), nn.Conv2d(6, 6, 1), oe.nn.ReLU())
+    report = check_equivariance(network, (3, 6, 8, 8))
+    assert not report.equivariant
+    if name == "norm":  # in evaluation, a fresh one divides by the same constant everywhere: 1 / sqrt(1 + ε)
+        assert report.worst() > 1e-6
+    else:
+        assert report.worst() > 1e-2
+    assert report.first_breaking == f"1.{name}"
+    assert str(report).endswith(f"first to break it: 1.{name}")
+
+
+def test_a_broken_network_with_a_head_is_blamed_on_the_broken_layer():
+    network = nn.Sequential(oe.nn.Linear(6, 9), nn.Linear(9, 9), oe.nn.InvariantHead())
+    assert check_equivariance(network, (2, 6), output="mean").first_breaking == "1"
+
+
+def test_a_break_between_submodules_is_the_modules_own():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = oe.nn.Conv1d(6, 6, 3, padding=1)
+
+        def forward(self, x):
+            return self.branch(x) + x
+
+    assert check_equivariance(nn.Sequential(oe.nn.ReLU(), Residual()), (2, 6, 5)).first_breaking == "1"
+    report = check_equivariance(Residual(), (2, 6, 5))
+    assert report.first_breaking == ""
+    assert str(report).endswith("first to break it: the module itself")
+
+
+def test_nan_is_no_equivariance():
+    report = check_equivariance(Function(lambda x: (x - 1e9).log()), (2, 6))
+    assert not report.equivariant
+    assert report.first_breaking == ""
+
+
+def test_the_module_and_the_random_state_are_left_alone(randomised):
+    network = randomised(nn.Sequential(oe.nn.Conv2d(3, 6, 3, constraint="projection"), oe.nn.BatchNorm2d(6)))
+    network[1].eval()
+    with torch.no_grad():
+        network[0].weight.add_(0.1)  # not even the constraint is restored
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    random_state = torch.get_rng_state()
+    check_equivariance(network, (2, 3, 5, 5))
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert [part.training for part in (network, *network)] == [True, True, False]
+    assert not network[0]._forward_hooks
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_seed_decides_the_inputs():
+    def errors(seed):
+        return [m.absolute for m in check_equivariance(nn.ReLU(), (2, 6), seed=seed).measurements]
+
+    assert errors(1) == errors(1)
+    assert errors(1) != errors(2)
+
+
+def test_the_report_prints_a_line_a_measurement():
+    lines = str(check_equivariance(nn.Identity(), (2, 6), magnitudes=(10.0,))).splitlines()
+    assert lines[0].split() == ["dtype", "mode", "offset", "absolute", "relative"]
+    conditions = [line.split()[:3] for line in lines[1:]]
+    assert conditions == [[d, m, "10"] for d in ("float32", "float64") for m in ("eval", "train")]
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="output = 'same' is not one of equivariant, mean, invariant"):
+        check_equivariance(nn.Identity(), (2, 6), output="same")
+    with pytest.raises(ValueError, match="give the shape of the module's input"):
+        check_equivariance(nn.Identity())
+    with pytest.raises(ValueError, match=r"channels = 7 .* offset_groups = 3; .* 6 or 9"):
+        check_equivariance(nn.Identity(), (2, 7))

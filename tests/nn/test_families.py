@@ -1,0 +1,110 @@
+import inspect
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import offset_equivariant as oe
+from offset_equivariant.nn import FAMILIES, Conventional, LayerFamily, OffsetEquivariant, constraint_error
+
+
+def test_both_families_supply_every_layer_with_the_same_arguments():
+    methods = {name: method for name, method in vars(LayerFamily).items() if not name.startswith("_")}
+    assert len(methods) == 11
+    for family in FAMILIES.values():
+        for name, method in methods.items():
+            assert inspect.signature(getattr(family, name)) == inspect.signature(method), name
+    assert set(FAMILIES.items()) == {("conventional", Conventional), ("offset_equivariant", OffsetEquivariant)}
+
+
+def test_widths_and_scores():
+    assert [Conventional().width(n) for n in (16, 32, 64)] == [16, 32, 64]
+    assert [OffsetEquivariant().width(n) for n in (16, 32, 64)] == [15, 33, 63]
+    assert [OffsetEquivariant(offset_groups=31).width(n) for n in (16, 32, 64)] == [31, 31, 62]
+    assert (Conventional().score_features(10), OffsetEquivariant().score_features(10)) == (10, 30)
+    scores = torch.arange(6.0)[None]
+    assert Conventional().scores()(scores).tolist() == scores.tolist()
+    assert OffsetEquivariant().scores()(scores).tolist() == [[2, 3]]
+
+
+def test_the_layers_of_the_conventional_family():
+    family = Conventional()
+    assert repr(family.conv2d(4, 8, 3, 2, 1, False)) == repr(nn.Conv2d(4, 8, 3, 2, 1, bias=False))
+    assert repr(family.linear(4, 2, False)) == repr(nn.Linear(4, 2, False))
+    assert [repr(layer) for layer in (family.relu(), family.leaky_relu(0.2), family.dropout(0.3))] == [
+        "ReLU()",
+        "LeakyReLU(negative_slope=0.2)",
+        "Dropout(p=0.3, inplace=False)",
+    ]
+    assert isinstance(family.shortcut(4, 4, 1), nn.Identity)
+    assert family.shortcut(4, 6, 2)(torch.ones(1, 4, 4, 4)).sum() == 16
+
+
+@pytest.mark.parametrize("constraint", ["parametrization", "projection"])
+@pytest.mark.parametrize("offset_groups", [1, 3])
+def test_the_layers_of_the_equivariant_family_are_equivariant(offset_groups, constraint, assert_equivariant):
+    family = OffsetEquivariant(offset_groups, constraint)
+    image, features = (2, 6, 6, 5), (2, 6)
+    layers = [
+        (family.conv2d(6, 9, 3, 2, 1, False), image),
+        (family.linear(6, 3, False), features),
+        (family.batch_norm_relu(6), image),
+        (family.relu(), features),
+        (family.leaky_relu(0.2), image),
+        (family.dropout(0.3), image),
+        (family.shortcut(6, 9, 2), image),
+        (family.shortcut(6, 6, 1), image),
+    ]
+    for layer, shape in layers:
+        assert_equivariant(layer, shape, offset_groups=offset_groups)
+    assert (layers[0][0].constraint, layers[1][0].constraint) == (constraint, constraint)
+    assert (layers[0][0].bias, layers[1][0].bias) == (None, None)
+    assert (layers[4][0].module.negative_slope, layers[5][0].module.p) == (0.2, 0.3)
+
+
+def test_the_padding_of_the_shortcut_is_the_familys():
+    assert OffsetEquivariant().shortcut(3, 6, 2).padding == "inside_groups"
+    assert OffsetEquivariant(shortcut_padding="end").shortcut(3, 6, 2).padding == "end"
+
+
+@pytest.mark.parametrize("constraint", ["parametrization", "projection"])
+@pytest.mark.parametrize("init_gain", [1.0, 0.5])
+@pytest.mark.parametrize("taps", [1, 3])
+def test_equivariant_weights_start_with_the_variance_asked_for(taps, init_gain, constraint):
+    torch.manual_seed(0)
+    family = OffsetEquivariant(3, constraint, init_gain=init_gain)
+    conv, linear = family.conv2d(6, 1500, taps), family.linear(12, 3000)
+    family.initialise_(nn.Sequential(conv, linear))
+    for layer, variance in [(conv, init_gain**2 * 2 / (6 * taps**2)), (linear, 1 / 3 / 12)]:
+        weight = layer.weight.detach()
+        n, fan_in = len(weight), weight[0].numel()
+        assert constraint_error(weight, 3) < 1e-5
+        # Beside the averaging filter that the constraint prescribes.
+        box = torch.eye(3).repeat_interleave(n // 3, 0).repeat_interleave(fan_in // 3, 1) * 3 / fan_in
+        spread = (weight.reshape(n, fan_in) - box).square().mean().item()
+        assert spread == pytest.approx(variance, rel=5 * math.sqrt(2 / weight.numel()) * 1.5)
+        assert layer.bias.count_nonzero() == 0
+
+
+def test_one_channel_a_group_and_one_tap_leave_nothing_to_draw():
+    family = OffsetEquivariant()
+    layer = family.conv2d(3, 6, 1)
+    family.initialise_(layer)
+    expected = torch.eye(3).repeat_interleave(2, 0)
+    torch.testing.assert_close(layer.weight[:, :, 0, 0].detach(), expected, rtol=0, atol=1e-6)
+
+
+def test_conventional_convolutions_start_as_he_et_al_say():
+    torch.manual_seed(0)
+    network = nn.Sequential(Conventional().conv2d(16, 500, 3), nn.Linear(4, 4))
+    linear = network[1].weight.detach().clone()
+    Conventional().initialise_(network)
+    assert network[0].weight.square().mean().item() == pytest.approx(2 / 144, rel=0.03)
+    assert network[0].bias.count_nonzero() == 0
+    assert torch.equal(network[1].weight, linear)
+
+
+def test_channels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"in_channels = 3 .* offset_groups = 31; .* is 31"):
+        oe.nn.OffsetEquivariant(offset_groups=31).conv2d(3, 31, 3)

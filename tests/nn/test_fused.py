@@ -1,0 +1,142 @@
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import offset_equivariant as oe
+from offset_equivariant.nn.fused import BatchNormReLU, ConventionalBatchNormReLU
+
+
+class PlainBatchNormReLU(nn.Module):
+    """What BatchNormReLU stands for, of the adapters and the merge."""
+
+    def __init__(self, fused):
+        super().__init__()
+        groups = fused.offset_groups
+        self.norm = oe.nn.BatchNorm2d(fused.num_features, fused.eps, fused.momentum, offset_groups=groups)
+        self.norm.module.load_state_dict(fused.state_dict())
+        self.merge = oe.nn.ResidualMerge(offset_groups=groups)
+        self.relu = oe.nn.ReLU(offset_groups=groups)
+        self.to(fused.weight.dtype).train(fused.training)
+
+    def forward(self, x, shortcut=None):
+        y = self.norm(x)
+        return self.relu(y if shortcut is None else self.merge(y, shortcut))
+
+
+def random_input(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def assert_relatively_close(actual, expected, tolerance):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("offset_groups", [1, 2, 3])
+def test_equals_the_plain_composition(offset_groups, training, with_shortcut, dtype, tolerance, randomised):
+    fused = randomised(BatchNormReLU(6, 1e-4, 0.3, offset_groups=offset_groups)).to(dtype).train(training)
+    plain = PlainBatchNormReLU(fused)
+    results = []
+    for module in (fused, plain):
+        inputs = [random_input(4, 6, 5, 3, seed=s, dtype=dtype).requires_grad_() for s in range(1 + with_shortcut)]
+        for _ in range(2):  # the second call, in training, meets running statistics that have moved
+            y = module(*inputs)
+        (y * random_input(*y.shape, seed=9, dtype=dtype)).sum().backward()
+        norm = module if module is fused else module.norm.module
+        gradients = [x.grad for x in inputs] + [norm.weight.grad, norm.bias.grad]
+        results.append(([y, *gradients, norm.running_mean, norm.running_var], norm.num_batches_tracked.item()))
+    for actual, expected in zip(results[0][0], results[1][0], strict=True):
+        assert_relatively_close(actual, expected, tolerance)
+    assert results[0][1] == results[1][1] == (2 if training else 0)
+
+
+@pytest.mark.parametrize("with_shortcut", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_first_and_second_order(training, with_shortcut, randomised):
+    fused = randomised(BatchNormReLU(6).double()).train(training)
+
+    def function(weight, bias, *inputs):
+        buffers = {"running_mean": fused.running_mean.clone(), "running_var": fused.running_var.clone()}
+        return functional_call(fused, {"weight": weight, "bias": bias, **buffers}, inputs)
+
+    parameters = [fused.weight, fused.bias]
+    inputs = [random_input(2, 6, 2, 3, seed=s).requires_grad_() for s in range(1 + with_shortcut)]
+    assert torch.autograd.gradcheck(function, (*parameters, *inputs))
+    assert torch.autograd.gradgradcheck(function, (*parameters, *inputs))
+
+
+@pytest.mark.parametrize("offset_groups", [1, 2, 3, 31])
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_is_equivariant(inputs, offset_groups, assert_equivariant):
+    shape = (3, 2 * offset_groups, 4, 3)
+    assert_equivariant(
+        BatchNormReLU(2 * offset_groups, offset_groups=offset_groups), *[shape] * inputs, offset_groups=offset_groups
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_large_offsets_in_single_precision(training, randomised):
+    fused = randomised(BatchNormReLU(6)).train(training)
+    x, offset = random_input(4, 6, 5, 5), 1e3 * random_input(4, 3, seed=1)
+    expected = oe.groups.add_offset(PlainBatchNormReLU(fused.double())(x), offset)
+    moved = oe.groups.add_offset(x, offset).float().requires_grad_()
+    y = randomised(BatchNormReLU(6)).train(training)(moved)
+    assert_relatively_close(y.double(), expected, 1e-6)
+    y.square().mean().backward()
+    assert moved.grad.isfinite().all()
+
+
+def test_large_offsets_leave_the_statistics_alone(randomised):
+    x, offset = random_input(4, 6, 5, 5), 1e3 * random_input(4, 3, seed=1)
+    still, moved = (randomised(BatchNormReLU(6).double()) for _ in range(2))
+    still(x)
+    moved(oe.groups.add_offset(x, offset))
+    torch.testing.assert_close(moved.running_mean, still.running_mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(moved.running_var, still.running_var, rtol=1e-12, atol=0)
+
+
+def test_a_constant_image_gives_no_nan():
+    fused = BatchNormReLU(3)
+    x = torch.full((2, 3, 4, 4), 7.0, requires_grad=True)
+    y = fused(x)
+    torch.testing.assert_close(y, x.detach(), rtol=1e-6, atol=0)
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_half_precision_inputs_keep_their_type_and_have_precise_statistics():
+    fused, reference = BatchNormReLU(6), BatchNormReLU(6)
+    x, shortcut = (random_input(4, 6, 8, 8, seed=s, dtype=torch.bfloat16) for s in (0, 1))
+    y = fused(x, shortcut)
+    assert (y.dtype, fused.running_var.dtype) == (torch.bfloat16, torch.float32)
+    expected = reference(x.float(), shortcut.float())
+    torch.testing.assert_close(y.float(), expected, rtol=2**-8, atol=1e-6)  # the output's own rounding
+    torch.testing.assert_close(fused.running_var, reference.running_var, rtol=1e-6, atol=0)
+
+
+def test_one_value_a_channel_cannot_be_normalised():
+    fused = BatchNormReLU(6)
+    with pytest.raises(ValueError, match=r"needs more than one value a channel, got \(1, 6, 1, 1\)"):
+        fused(torch.zeros(1, 6, 1, 1))
+    assert fused.num_batches_tracked == 0
+    assert fused.eval()(torch.ones(1, 6, 1, 1)).shape == (1, 6, 1, 1)
+    assert BatchNormReLU(6)(torch.ones(1, 6, 1, 2)).isfinite().all()
+
+
+def test_inputs_that_are_no_images_are_refused():
+    with pytest.raises(ValueError, match="expected 4D input"):
+        BatchNormReLU(6)(torch.zeros(4, 6))
+    with pytest.raises(ValueError, match=r"num_features = 16 .* offset_groups = 3; .* 15 or 18"):
+        BatchNormReLU(16)
+
+
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_the_conventional_counterpart_is_torchs(with_shortcut):
+    layer, norm = ConventionalBatchNormReLU(4), nn.BatchNorm2d(4)
+    x, shortcut = (random_input(3, 4, 5, 5, seed=s, dtype=torch.float32) for s in (0, 1))
+    expected = norm(x) + shortcut if with_shortcut else norm(x)
+    assert torch.equal(layer(x, shortcut) if with_shortcut else layer(x), expected.relu())
+    assert torch.equal(layer.running_var, norm.running_var)
