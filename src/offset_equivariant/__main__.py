@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue
 
 from offset_equivariant import experiment, provenance
 from offset_equivariant.config import ConfigError, experiment_config
@@ -19,11 +20,14 @@ from offset_equivariant.training.loop import TrainingInterruptedError
 
 log = logging.getLogger(__name__)
 
+CONFIGURATION = provenance.repository_root() / "conf"
+
 
 def run_configuration(composed: DictConfig) -> Record | None:
     """Run one composed configuration; a failure leaves a file ``FAILED`` in the run's directory."""
-    settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+    settings = _plain_settings(composed)
     config = experiment_config(settings)
+    experiment.check_components(config)
     directory = experiment.run_directory(config)
     mark = directory / "FAILED"
     mark.unlink(missing_ok=True)
@@ -47,7 +51,20 @@ def run_configuration(composed: DictConfig) -> Record | None:
         tracker.finish()
 
 
-@hydra.main(version_base="1.3", config_path=str(provenance.repository_root() / "conf"), config_name="config")
+def _plain_settings(composed: DictConfig) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        experiments = ", ".join(sorted(path.stem for path in (CONFIGURATION / "experiment").glob("*.yaml")))
+        advice = f"experiment=<one of {experiments}>" if error.full_key in ("name", "row") else f"{error.full_key}="
+        raise ConfigError(f"setting {error.full_key} has no value; give {advice}") from error
+    except InterpolationKeyError:
+        # A value by which another is looked up is wrong; the check names it, where the look-up only names the other.
+        experiment_config(cast(dict[str, Any], OmegaConf.to_container(composed)))
+        raise
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")
 def main(composed: DictConfig) -> float | None:
     """Run the experiment that the command line composes; returns its error at the lowest saturation."""
     try:

@@ -7,6 +7,7 @@ says what is wrong with it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ class TrainConfig:
     """The training recipe. Exactly one of ``epochs`` and ``steps`` is given."""
 
     preset: str
+    #: Where a preset differs between the families of layers; the settings below refer to their own family's entry.
+    by_family: dict[str, dict[str, float]]
     epochs: float | None
     steps: int | None
     batch_size: int
@@ -210,6 +213,10 @@ def _check(config: ExperimentConfig) -> None:
     train, dataset, strategy = config.train, config.dataset, config.strategy
     if (train.epochs is None) == (train.steps is None):
         raise ConfigError("train: give either epochs or steps, and leave the other null")
+    if train.nesterov and not train.momentum:
+        raise ConfigError("train.nesterov = True needs a train.momentum above 0")
+    if config.weights is not None and config.mode != "evaluate":
+        raise ConfigError(f"weights = {config.weights!r} is for mode = evaluate, but mode = {config.mode}")
     if strategy.balancing is not None and strategy.balancing not in BALANCING_METHODS:
         raise ConfigError(f"strategy.balancing = {strategy.balancing!r} is not one of {', '.join(BALANCING_METHODS)}")
     if config.model.representation.statistics not in dataset.statistics:
@@ -284,6 +291,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return _fail(path, value, "a finite number")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         return _fail(path, value, {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint])
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,14 @@ from tqdm import tqdm
 from offset_equivariant import provenance
 from offset_equivariant.color import BALANCING_METHODS, ColorJitter, balance, make_clipping
 from offset_equivariant.color.representation import Representation
-from offset_equivariant.config import TRAINING_SECTIONS, ExperimentConfig, experiment_config
+from offset_equivariant.config import TRAINING_SECTIONS, ConfigError, ExperimentConfig, JitterConfig, experiment_config
 from offset_equivariant.data import LabelledImages, data_directories, load_dataset
 from offset_equivariant.evaluation.sweep import Evaluation, sweep
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn.families import FAMILIES
 from offset_equivariant.reporting.records import Record, saturation_key, save_evaluation, write_record
 from offset_equivariant.reporting.storage import locked, replace_file
+from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
 from offset_equivariant.tasks.recognition import (
     Augmentation,
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 
 #: Settings that say where and how to compute or what to do, and so are not part of what a number is a result of.
 _UNRECORDED = ("mode", "weights", "runtime", "logger", "paths")
+#: Settings among those of the training that do not change what is learned: how often a run is looked at or saved,
+#: where its data come from, and what other families of layers would be given.
+_IRRELEVANT_TO_TRAINING = {"train": ("by_family", "log_every", "checkpoint_seconds"), "dataset": ("download",)}
 
 
 class RunDirectoryError(RuntimeError):
@@ -124,6 +128,30 @@ def _balanced(linear: Tensor, method: str) -> Tensor:
     return balance(linear, BALANCING_METHODS[method](linear))
 
 
+def check_components(config: ExperimentConfig) -> None:
+    """Build whatever needs no data, and throw it away: a wrong option shows before any work.
+
+    Raises:
+        ConfigError: names the group of settings, and says what is wrong with it.
+    """
+    schedule, jitter = config.train.schedule, config.strategy.jitter
+    components: dict[str, Callable[[], object]] = {
+        "model": lambda: build_network(config),
+        "model.representation": lambda: build_pipeline(config),
+        "train.schedule": lambda: make_schedule(schedule.name, 1, **schedule.options),
+        "strategy.jitter": lambda: None if jitter is None else _color_jitter(jitter),
+    }
+    for name, build in components.items():
+        try:
+            build()
+        except (TypeError, ValueError, KeyError) as error:
+            raise ConfigError(f"{name}: {error}") from error
+
+
+def _color_jitter(jitter: JitterConfig) -> ColorJitter:
+    return ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+
+
 def load_split(config: ExperimentConfig, split: str) -> LabelledImages:
     """Load the training images (``train``), or those to evaluate on (``evaluation``).
 
@@ -151,6 +179,12 @@ def train(
     tracker: Tracker,
 ) -> None:
     """Train to the end, or take up a training where it stands, and write ``weights.safetensors`` into its directory."""
+    saved = Checkpoints(directory / "checkpoints").latest()
+    if saved is not None and saved["step"] >= saved["notes"]["total_steps"]:
+        log.info("the training in %s is complete: all %d steps were taken", directory, saved["step"])
+        network.load_state_dict(saved["modules"]["network"])
+        _write_weights(config, settings, network, directory, saved["step"], saved["seconds"], saved["notes"])
+        return
     images = load_split(config, "train").to(device)
     task = build_training(config, network, images)
     total_steps = config.train.total_steps(task.steps_per_epoch)
@@ -187,7 +221,7 @@ def build_training(config: ExperimentConfig, network: nn.Module, images: Labelle
         Augmentation(
             recipe.crop_padding,
             recipe.flip,
-            None if jitter is None else ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue),
+            None if jitter is None else _color_jitter(jitter),
         ),
         batch_size=recipe.batch_size,
         seed=config.seed,
@@ -211,6 +245,8 @@ def find_weights(config: ExperimentConfig, settings: Mapping[str, Any], network:
     if config.weights is None:
         state = Checkpoints(directory / "checkpoints").latest()
         if state is not None:
+            # Before the weights are written anew, with these settings as theirs.
+            _claim(directory, settings)
             network.load_state_dict(state["modules"]["network"])
             _write_weights(config, settings, network, directory, state["step"], state["seconds"], state["notes"])
         elif not path.exists():
@@ -283,6 +319,8 @@ def evaluate(
     if config.weights is None:
         write_record(record, run_directory(config) / "record.json")
     _track(tracker, record)
+    if record.table is not None:
+        track_table(tracker, Path(config.paths.results), record.table)
     return record
 
 
@@ -373,9 +411,8 @@ def _by_key(outcomes: Mapping[str, Mapping[float, Any]]) -> dict[str, dict[str, 
 def _training_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of the settings that decides what is learned, as JSON would give it back."""
     chosen = {name: settings[name] for name in TRAINING_SECTIONS}
-    # How often a run is looked at or saved does not change what it learns, nor does where its data come from.
-    chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in ("log_every", "checkpoint_seconds")}
-    chosen["dataset"] = {k: v for k, v in chosen["dataset"].items() if k != "download"}
+    for section, irrelevant in _IRRELEVANT_TO_TRAINING.items():
+        chosen[section] = {k: v for k, v in chosen[section].items() if k not in irrelevant}
     plain: dict[str, Any] = json.loads(json.dumps(chosen))
     return plain
 

@@ -31,7 +31,8 @@ def commit() -> tuple[str, bool]:
     head = _git("rev-parse", "HEAD")
     if head is None:
         return "unknown", True
-    return head.strip(), bool((_git("status", "--porcelain", "--", *DECISIVE_PATHS) or "").strip())
+    changes = _git("status", "--porcelain", "--", *DECISIVE_PATHS)
+    return head.strip(), changes is None or bool(changes.strip())
 
 
 def _git(*arguments: str) -> str | None:

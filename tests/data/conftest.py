@@ -1,4 +1,4 @@
-"""Data sets for the tests: the real CIFAR-10 where it lies on this machine, and a miniature of it."""
+"""A miniature of CIFAR-10, on disk and online."""
 
 import hashlib
 import io
@@ -13,16 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offset_equivariant.data import LabelledImages, Split, cifar10, data_directories
-
-
-@pytest.fixture(scope="session")
-def real_cifar10() -> dict[Split, LabelledImages]:
-    """Both splits of the real data set; skips where it is absent. Nothing is downloaded, and a damaged copy fails."""
-    directories = data_directories()
-    if not any((directory / source.folder).is_dir() for directory in directories for source in cifar10.SOURCES):
-        pytest.skip(f"the real CIFAR-10 is not in {', '.join(map(str, directories))}")
-    return {split: cifar10.load_cifar10(split, directories, download=False) for split in ("train", "test")}
+from offset_equivariant.data import Split, cifar10
 
 
 @dataclass

@@ -1,9 +1,7 @@
 import json
 import logging
-import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,40 +21,7 @@ def arguments(directory):
     return {"project": "p", "name": "n", "group": None, "config": {"seed": 3}, "directory": directory}
 
 
-def read_run(path):
-    """The protobuf records of a .wandb file: LevelDB's log format after a header of seven bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, pieces = path.read_bytes(), 7, []
-    assert data[:4] == b":W&B"
-    while position + 7 <= len(data):
-        if (rest := 32768 - position % 32768) < 7:
-            position += rest
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        if position + 7 + length > len(data):
-            return
-        pieces.append(data[position + 7 : position + 7 + length])
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(b"".join(pieces))
-            pieces = []
-            yield record
-
-
-def finished_run(path):
-    """All records of a finished run: wandb's own process may write the last of them after ``finish`` has returned."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        records = list(read_run(path))
-        if any(record.WhichOneof("record_type") == "exit" for record in records):
-            return records
-        time.sleep(0.05)
-    raise TimeoutError(f"{path}: the run was not written to its end")
-
-
-def test_offline_run_holds_what_was_logged(tmp_path, clean_login):
+def test_offline_run_holds_what_was_logged(tmp_path, clean_login, finished_run, wandb_history):
     columns, rows = ["row", "S0.9_ours", "marks"], [["original", 28.5, None], ["equivariant", 9, "dirty"]]
     tracker = make_tracker("wandb", **arguments(tmp_path))
     tracker.log({"loss": 2.25, "error": 0.5}, step=10)
@@ -67,11 +32,7 @@ def test_offline_run_holds_what_was_logged(tmp_path, clean_login):
 
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     records = finished_run(path)
-    history = [
-        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-        for record in records
-        if record.WhichOneof("record_type") == "history"
-    ]
+    history = wandb_history(records)
     assert [(row["_step"], row["loss"]) for row in history if "loss" in row] == [(10, 2.25), (20, 1.125)]
     assert history[0]["error"] == 0.5
 

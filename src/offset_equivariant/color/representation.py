@@ -74,7 +74,7 @@ def channel_statistics(
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
     for batch in images.split(batch_size):
-        values = to_space(decode_srgb(batch).double(), space, clipping).cpu()
+        values = to_space(decode_srgb(batch.cpu()).double(), space, clipping)
         total += values.sum((0, 2, 3))
         squares += values.square().sum((0, 2, 3))
     count = images.numel() // images.shape[1]

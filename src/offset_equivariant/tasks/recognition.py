@@ -195,7 +195,7 @@ class RecognitionEvaluation:
 
     def distort(self, linear: Tensor, illuminants: Tensor) -> Tensor:
         """Return linear RGB images under their illuminants."""
-        lit = apply_illuminant(linear, illuminants.to(linear.device, linear.dtype))
+        lit = apply_illuminant(linear, illuminants)
         return decode_srgb(quantized_srgb(lit)) if self._requantize else lit
 
     def posteriors(self, linear: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from offset_equivariant.tasks.task import Trainable
@@ -24,7 +24,7 @@ from offset_equivariant.training.schedules import Schedule
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss was NaN or infinite; the message names the step and the last good checkpoint."""
+    """A loss or a weight was NaN or infinite; the message names the step and the last good checkpoint."""
 
 
 class TrainingInterruptedError(RuntimeError):
@@ -85,7 +85,7 @@ def fit(
         the final state; nothing is trained if the run was complete already.
 
     Raises:
-        NonFiniteLossError: at a NaN or infinite loss. No checkpoint is written from then on.
+        NonFiniteLossError: at a NaN or infinite loss or weight. No checkpoint is written from then on.
         TrainingInterruptedError: after SIGTERM or Ctrl-C, when the checkpoint is written.
     """
     checkpoints = Checkpoints(directory / "checkpoints")
@@ -95,6 +95,7 @@ def fit(
     saved_at = time.monotonic()
 
     def save() -> None:
+        _require_finite_weights(task.modules(), state.step, checkpoints)
         checkpoints.save(
             state.step,
             {"step": state.step, "seconds": state.seconds, "notes": state.notes}
@@ -126,7 +127,7 @@ def fit(
             if last or stop.requested or due:
                 save()
                 saved_at = time.monotonic()
-            if stop.requested and not last:
+            if stop.requested:
                 raise TrainingInterruptedError(
                     f"stopped by {stop.name} at step {state.step}; the same command goes on from there"
                 )
@@ -156,6 +157,22 @@ def merge_notes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def _require_finite_weights(modules: Mapping[str, nn.Module], step: int, checkpoints: Checkpoints) -> None:
+    """Refuse to save what a last step has spoilt: its own loss, taken before the update, may still be finite."""
+    for name, module in modules.items():
+        for key, values in module.state_dict().items():
+            if not bool(values.isfinite().all()):
+                raise NonFiniteLossError(
+                    f"{key} of the {name} is not finite after step {step}; {_last_good(checkpoints)}. "
+                    "Lower the learning rate"
+                )
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+    paths = checkpoints.paths()
+    return f"the last good checkpoint is {paths[-1] if paths else 'none, the run had not saved one yet'}"
+
+
 class _Meter:
     """Gathers the scalars of steps on the device, and reads them all at once."""
 
@@ -177,10 +194,8 @@ class _Meter:
         losses = torch.stack([scalars["loss"].float() for scalars in self._steps]).tolist()
         for before, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
             if not math.isfinite(loss):
-                paths = checkpoints.paths()
                 raise NonFiniteLossError(
-                    f"the loss of step {step - before} is {loss}; the last good checkpoint is "
-                    f"{paths[-1] if paths else 'none, the run had not saved one yet'}. "
+                    f"the loss of step {step - before} is {loss}; {_last_good(checkpoints)}. "
                     "Lower the learning rate, or look at the batch of that step"
                 )
         means = {name: torch.stack([s[name].float() for s in self._steps]).mean().item() for name in self._steps[0]}

@@ -1,0 +1,31 @@
+"""What all records of a table say together, shown by a tracker: the table, and its curves over the saturation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offset_equivariant.reporting.figures import figure2_curves
+from offset_equivariant.reporting.records import find_records, load_outcomes
+from offset_equivariant.reporting.tables import TABLE1, TABLES, build_table, tabulate
+from offset_equivariant.reporting.tracking import Tracker
+
+
+def track_table(tracker: Tracker, results: Path, number: int) -> None:
+    """Log ``table<number>`` of the records in ``results``, and for Table 1 the curves of Figure 2.
+
+    Curves are drawn over the saturations that all of them have.
+
+    Raises:
+        ValueError: if there is no such table.
+    """
+    description = next((table for table in TABLES if table.number == number), None)
+    if description is None:
+        raise ValueError(f"there is no table {number}, only {', '.join(str(table.number) for table in TABLES)}")
+    records = find_records(results, number)
+    table = build_table(description, records, outcomes=load_outcomes(results, records))
+    tracker.table(f"table{number}", *tabulate(table))
+    curves = [curve for curve in figure2_curves(records) if curve.records] if description is TABLE1 else []
+    shared = sorted(set.intersection(*(set(curve.saturations) for curve in curves))) if curves else []
+    if shared:
+        lines = {c.title: [m for s, m in zip(c.saturations, c.means, strict=True) if s in shared] for c in curves}
+        tracker.curves("figure2", shared, lines, "saturation", "Test error (%) over the saturation of the illuminant")

@@ -1,0 +1,42 @@
+"""The search's record: every run, in order, on validation images only."""
+
+from dataclasses import replace
+
+import pytest
+
+from offset_equivariant.reporting.search import render_search, write_search
+
+
+def runs(make_record):
+    def run(row: str, rate: float, error: float):
+        recipe = {"learning_rate": rate, "weight_decay": 5e-4, "epochs": 8}
+        return replace(
+            make_record(),
+            experiment=f"{row}_lr{rate}",
+            table=None,
+            row=row,
+            dataset="cifar10_validation",
+            config={"train": recipe},
+            metrics={"error_percent": {"0.0": error, "0.9": 2 * error}},
+        )
+
+    return [run("original", 0.2, 12.5), run("original", 0.6, 11.25), run("equivariant", 0.2, 14.0)]
+
+
+def test_every_run_stands_best_first(make_record):
+    lines = [line for line in render_search(runs(make_record)).splitlines() if line.startswith(("| orig", "| equi"))]
+    assert [line.split(" | ")[:5] for line in lines] == [
+        ["| equivariant", "0.2", "0.0005", "8", "14.00"],
+        ["| original", "0.6", "0.0005", "8", "11.25"],
+        ["| original", "0.2", "0.0005", "8", "12.50"],
+    ]
+    assert [line.split(" | ")[5:7] for line in lines] == [["–", "28.00"], ["–", "22.50"], ["–", "25.00"]]
+
+
+def test_test_images_are_refused(make_record):
+    with pytest.raises(ValueError, match=r"original_lr0\.2 was measured on cifar10, not on validation images"):
+        render_search([replace(run, dataset="cifar10") for run in runs(make_record)])
+
+
+def test_nothing_is_written_without_records(tmp_path):
+    assert write_search(tmp_path) == []

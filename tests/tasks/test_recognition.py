@@ -1,0 +1,214 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offset_equivariant.color import AbsoluteClipping, ColorJitter, balance, grey_world, linear_to_srgb, srgb_to_linear
+from offset_equivariant.color.representation import Representation, decode_srgb
+from offset_equivariant.data import synthetic_images
+from offset_equivariant.data.batches import EpochOrder, random_crop_and_flip, step_generator
+from offset_equivariant.models.resnet import CifarResNet
+from offset_equivariant.nn.constraint import ConstrainedWeight, constraint_error, project_
+from offset_equivariant.nn.families import OffsetEquivariant
+from offset_equivariant.tasks.recognition import (
+    Augmentation,
+    InputPipeline,
+    RecognitionEvaluation,
+    RecognitionTraining,
+    quantized_srgb,
+)
+
+SRGB = InputPipeline(Representation("srgb", (0.5, 0.5, 0.4), (0.25, 0.2, 0.25)))
+LOG_RGB = InputPipeline(Representation("log_rgb", (1.9, 1.9, 2.2), (1.4, 1.4, 1.5), AbsoluteClipping()))
+PLAIN = Augmentation(crop_padding=0, flip=False)
+
+
+class Seeing(nn.Module):
+    """A linear classifier that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3 * 32 * 32, 10)
+        self.seen: list[Tensor] = []
+        self.modes: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        self.modes.append(self.training)
+        return self.linear(images.flatten(1))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return synthetic_images("train", n_train=40)
+
+
+def training(network, images, pipeline=SRGB, augmentation=PLAIN, lr=0.1, momentum=0.0, weight_decay=0.0, **options):
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    options = {"batch_size": 8, "seed": 5} | options
+    return RecognitionTraining(network, optimizer, images, pipeline, augmentation, **options)
+
+
+def normalised(images, pipeline=SRGB):
+    """sRGB in [0, 1] to the input of the network, without the library's pipeline."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (pipeline.representation.mean, pipeline.representation.std))
+    return (images.images.float() / 255 - mean) / std
+
+
+def test_batches_are_the_epochs_images_padded_with_the_mean_colour_cropped_and_flipped(images):
+    network = Seeing()
+    task = training(network, images, augmentation=Augmentation(crop_padding=4, flip=True))
+    assert task.steps_per_epoch == 5
+    inputs = normalised(images)
+    for step in (0, 6):
+        task.training_step(step, 0.0)
+        indices = EpochOrder(40, 8, 5).indices(step)
+        expected = random_crop_and_flip(inputs[indices], 4, True, step_generator(5, step, stream=1))
+        torch.testing.assert_close(network.seen[-1], expected, atol=1e-5, rtol=0)
+        assert (network.seen[-1] == 0).any()
+    assert network.modes == [True, True]
+
+
+def test_jitter_is_applied_to_srgb_before_everything_else(images):
+    network, jitter = Seeing(), ColorJitter(0.4, 0.4, 0.4, 0.5)
+    task = training(network, images, LOG_RGB, Augmentation(4, True, jitter))
+    task.training_step(2, 0.0)
+    generator = step_generator(5, 2, stream=1)
+    batch = images.images[EpochOrder(40, 8, 5).indices(2)].float() / 255
+    jittered = jitter(batch, generator)
+    assert (jittered - batch).abs().amax((1, 2, 3)).min() > 0.01
+    converted = (-srgb_to_linear(jittered).clamp(min=2e-4).log() - torch.tensor([1.9, 1.9, 2.2])[:, None, None]) / (
+        torch.tensor([1.4, 1.4, 1.5])[:, None, None]
+    )
+    torch.testing.assert_close(network.seen[0], random_crop_and_flip(converted, 4, True, generator))
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_step_is_gradient_descent_on_the_cross_entropy(images, label_smoothing):
+    network = Seeing()
+    before, bias = network.linear.weight.detach().double(), network.linear.bias.detach().double()
+    task = training(network, images, lr=0.05, weight_decay=0.01, label_smoothing=label_smoothing)
+    found = task.training_step(0, 0.5)
+
+    indices = EpochOrder(40, 8, 5).indices(0)
+    inputs, labels = normalised(images)[indices].double().flatten(1), images.labels[indices]
+    scores = inputs @ before.T + bias
+    target = torch.eye(10, dtype=torch.float64)[labels] * (1 - label_smoothing) + label_smoothing / 10
+    loss = -(target * scores.log_softmax(1)).sum(1).mean()
+    gradient = (scores.softmax(1) - target).T @ inputs / 8 + 0.01 * before
+    torch.testing.assert_close(found["loss"].double(), loss, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(network.linear.weight.double(), before - 0.05 * 0.5 * gradient, rtol=0, atol=1e-5)
+    assert found["error_percent"].item() == pytest.approx(100 * (scores.argmax(1) != labels).double().mean().item())
+    assert not found["loss"].requires_grad
+
+
+def test_factor_is_on_the_peak_rate_of_each_group(images):
+    network = Seeing()
+    groups = [{"params": [network.linear.weight], "lr": 0.3}, {"params": [network.linear.bias], "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups)
+    task = RecognitionTraining(network, optimizer, images, SRGB, PLAIN, batch_size=8, seed=0)
+    for step, factor in enumerate((0.5, 0.25, 1.0)):
+        task.training_step(step, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3 * factor, 0.1 * factor])
+
+
+def test_projection_and_parametrization_learn_the_same(images):
+    scores = {}
+    for constraint in ("projection", "parametrization"):
+        torch.manual_seed(0)
+        network = CifarResNet(8, 10, OffsetEquivariant(constraint=constraint)).double()
+        project_(network)
+        pipeline = InputPipeline(LOG_RGB.representation)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        task = RecognitionTraining(
+            network,
+            optimizer,
+            images,
+            pipeline,
+            PLAIN,
+            batch_size=8,
+            seed=0,
+            forward=lambda batch, network=network: network(batch.double()),
+        )
+        for step in range(6):
+            task.training_step(step, 1.0)
+        constrained = [layer for layer in network.modules() if isinstance(layer, ConstrainedWeight)]
+        assert len(constrained) == 8
+        assert max(constraint_error(layer.weight, 3) for layer in constrained) < 1e-12
+        with torch.no_grad():
+            scores[constraint] = network.eval()(pipeline(decode_srgb(images.images)).double())
+    torch.testing.assert_close(scores["projection"], scores["parametrization"], rtol=1e-9, atol=1e-9)
+    assert scores["projection"].std() > 0.05
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_memory_format_and_autocast(images, channels_last):
+    network = Seeing()
+    dtypes = []
+
+    def forward(batch):
+        scores = network(batch)
+        dtypes.append(scores.dtype)
+        return scores
+
+    task = training(network, images, channels_last=channels_last, autocast=torch.bfloat16, forward=forward)
+    found = task.training_step(0, 1.0)
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    assert network.seen[0].is_contiguous(memory_format=wanted)
+    assert dtypes == [torch.bfloat16]
+    assert found["loss"].dtype == torch.float32 and network.linear.weight.dtype == torch.float32
+    evaluation = RecognitionEvaluation(network, images, SRGB, channels_last=channels_last)
+    evaluation.open_batch(torch.arange(3))
+    assert network.seen[-1].is_contiguous(memory_format=wanted)
+
+
+def test_balancing_comes_after_the_light_and_before_the_representation(images):
+    def balanced(linear):
+        return balance(linear, grey_world(linear))
+
+    network = Seeing()
+    pipeline = InputPipeline(SRGB.representation, balanced)
+    task = RecognitionEvaluation(network, images, pipeline)
+    light = torch.tensor([1.0, 0.5, 0.25]).expand(4, 3)
+    batch = task.open_batch(torch.arange(4))
+    task.measure(batch, light)
+
+    linear = srgb_to_linear(images.images[:4].double() / 255)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (SRGB.representation.mean, SRGB.representation.std))
+    for seen, factor in zip(network.seen, (torch.ones(3), light[0]), strict=True):
+        lit = linear * factor[:, None, None]
+        channel_means = lit.mean((2, 3))
+        gain = channel_means.prod(1, keepdim=True) ** (1 / 3) / channel_means
+        expected = (linear_to_srgb((lit * gain[..., None, None]).clamp(0, 1)) - mean) / std
+        torch.testing.assert_close(seen.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_requantised_light_is_what_an_8_bit_file_would_hold(images):
+    linear = decode_srgb(images.images[:4])
+    light = torch.tensor([[1.0, 0.5, 0.3]]).expand(4, 3)
+    exact = RecognitionEvaluation(Seeing(), images, SRGB).distort(linear, light)
+    assert torch.equal(exact, linear * light[..., None, None])
+    stored = RecognitionEvaluation(Seeing(), images, SRGB, requantize=True).distort(linear, light)
+    levels = linear_to_srgb(stored) * 255
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
+    assert torch.equal(levels.round(), (linear_to_srgb(exact) * 255).round())
+    assert not torch.allclose(stored, exact, atol=1e-4)
+
+
+def test_quantising_undoes_decoding():
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(quantized_srgb(decode_srgb(values)), values)
+    assert quantized_srgb(torch.tensor([-0.1, 1.7])).tolist() == [0, 255]
+
+
+def test_outcomes_of_one_image_by_hand():
+    images = synthetic_images("test", n_test=2)
+    network = Seeing()
+    task = RecognitionEvaluation(network, images, SRGB)
+    light = torch.tensor([[0.2, 1.0, 1.0], [1.0, 1.0, 0.2]])
+    found = task.measure(task.open_batch(torch.arange(2)), light)
+    with torch.no_grad():
+        before, after = (torch.softmax(network.linear(seen.flatten(1)), 1) for seen in network.seen[:2])
+    assert torch.equal(found["error"], after.argmax(1) != images.labels)
+    assert torch.equal(found["posterior_change"], (after - before).abs().max(1).values)
+    assert network.modes == [False, False]

@@ -1,0 +1,218 @@
+"""``python -m offset_equivariant``: real processes."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from offset_equivariant.reporting.records import outcomes_path, read_outcomes, read_record, record_path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "offset_equivariant"
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+#: Eight steps.
+SHORT = ("dataset.options.n_train=64", "dataset.options.n_test=40")
+AT_ZERO = ("distortion.saturations=[0.0]",)
+
+
+@pytest.fixture(scope="module")
+def short(tiny_words):
+    return (*tiny_words, *SHORT)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.startswith("."))
+
+
+WRONG = {
+    "misspelt experiment": (("experiment=table1_orignal",), EXPERIMENTS),
+    "no experiment": ((), ["setting name has no value; give experiment=<one of", *EXPERIMENTS]),
+    "misspelt group": (
+        ("experiment=table1_original", "strategy=jitter"),
+        ["augmentation", "none", "preprocessing_grey_world"],
+    ),
+    "misspelt name": (("experiment=table1_original", "train.batch_sise=3"), ["batch_sise"]),
+    "added name": (("experiment=table1_original", "+train.lr=3"), ["unknown setting train.lr", "learning_rate"]),
+    "mode": (("experiment=table1_original", "mode=trian"), ["mode = 'trian' must be one of train, evaluate, both"]),
+    "family": (
+        ("experiment=table1_original", "model.family=foo"),
+        ["model.family = 'foo' must be one of conventional, offset_equivariant"],
+    ),
+    "saturation": (
+        ("experiment=table1_original", "distortion=random_illuminant", "distortion.saturation=2"),
+        ["saturations must lie in [0, 1], got [2.0]"],
+    ),
+    "no saturation": (
+        ("experiment=table1_original", "distortion=random_illuminant"),
+        ["setting distortion.saturation has no value; give distortion.saturation="],
+    ),
+    "balancing": (
+        ("experiment=table1_original", "strategy.balancing=nope"),
+        ["strategy.balancing = 'nope' is not one of grey_world, shades_of_grey"],
+    ),
+    "batch size": (("experiment=table1_original", "train.batch_size=0"), ["train.batch_size = 0 must be positive"]),
+    "option": (
+        ("experiment=table1_equivariant", "model.family_options.constraint=hard"),
+        ["constraint = 'hard' is not one of parametrization, projection"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_words_are_an_error_before_any_work(case, command_line, tmp_path):
+    words, expected = WRONG[case]
+    code, said = command_line.run(*words, "logger=none", folder=tmp_path)
+    assert code in (1, 2), said
+    for text in expected:
+        assert text in said
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_wrong_value_in_a_multirun_leaves_no_run(command_line, tmp_path):
+    words = ("-m", "experiment=table1_original", "logger=none", "train.batch_size=0,-1")
+    code, said = command_line.run(*words, folder=tmp_path)
+    assert code == 2 and "train.batch_size = 0 must be positive" in said
+    assert [path for path in files_of(tmp_path) if "seed=" in path] == []
+
+
+def test_failed_job_leaves_a_mark_until_it_succeeds(command_line, short, tmp_path):
+    words = ("experiment=table1_original", *short, *AT_ZERO)
+    code, said = command_line.run(*words, "mode=evaluate", folder=tmp_path)
+    run = tmp_path / "runs" / "table1_original_smoke" / "seed=0"
+    assert code == 1 and "there is nothing to evaluate in runs/table1_original_smoke/seed=0; train first" in said
+    assert "FileNotFoundError: there is nothing to evaluate" in (run / "FAILED").read_text()
+    assert not (tmp_path / "results").exists()
+
+    code, said = command_line.run(*words, folder=tmp_path)
+    assert code == 0, said
+    assert not (run / "FAILED").exists()
+    assert "table1_original_smoke seed 0: error" in said
+    assert {"config.json", "log.jsonl", "record.json", "weights.safetensors"} <= {path.name for path in run.iterdir()}
+
+    code, said = command_line.run(*words, "mode=train", folder=tmp_path)
+    assert code == 0 and "is complete: all 8 steps were taken" in said
+
+
+def test_multirun_over_experiments_and_seeds(command_line, short, tmp_path):
+    words = ("experiment=table1_original,table1_equivariant", "seed=0,1", *short, *AT_ZERO)
+    code, said = command_line.run("-m", *words, folder=tmp_path)
+    assert code == 0, said
+    names = [f"table1_{row}_smoke" for row in ("equivariant", "original")]
+    runs = sorted(str(path.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/*/seed=*"))
+    assert runs == [f"{name}/seed={seed}" for name in names for seed in (0, 1)]
+    for name in names:
+        for seed in (0, 1):
+            record = read_record(record_path(tmp_path / "results", name, seed))
+            assert (record.experiment, record.seed, record.complete) == (name, seed, True)
+            assert record.config["seed"] == seed
+
+    # The last job of four in one process learned what it learns alone.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    words = ("experiment=table1_equivariant", "seed=1", *short, "mode=train")
+    assert command_line.run(*words, folder=alone)[0] == 0
+    path = Path("runs") / "table1_equivariant_smoke" / "seed=1" / "weights.safetensors"
+    ours, theirs = load_file(tmp_path / path), load_file(alone / path)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_failed_job_of_a_multirun_is_marked_and_the_others_run(command_line, short, tmp_path):
+    words = ("experiment=table1_original", *short, "mode=train")
+    run = tmp_path / "runs" / "table1_original_smoke"
+    (run / "seed=0").mkdir(parents=True)
+    (run / "seed=0" / "config.json").write_text('{"train": {"learning_rate": 0.5}}')
+    code, said = command_line.run("-m", *words, "train.learning_rate=0.2", "seed=0,1", folder=tmp_path)
+    assert code == 1
+    assert "train.learning_rate: 0.5 there, 0.2 now" in said
+    assert "RunDirectoryError" in (run / "seed=0" / "FAILED").read_text()
+    assert not (run / "seed=1" / "FAILED").exists() and (run / "seed=1" / "weights.safetensors").exists()
+
+
+def test_one_saturation_a_job_gives_the_sweeps_record_to_the_last_digit(command_line, short, tmp_path):
+    # Relative clipping, and numbers that are not round: posterior changes and errors with all their digits.
+    words = ("experiment=table1_equivariant_relative", *short)
+    code, said = command_line.run(*words, "mode=train", folder=tmp_path)
+    assert code == 0, said
+    code, said = command_line.run(*words, "mode=evaluate", "paths.results=sweep", folder=tmp_path)
+    assert code == 0, said
+    saturations = ",".join(f"{step / 10}" for step in (3, 0, 10, 1, 2, 4, 5, 6, 7, 8, 9))
+    jobs = ("mode=evaluate", "distortion=random_illuminant", f"distortion.saturation={saturations}")
+    code, said = command_line.run("-m", *words, *jobs, "paths.results=jobs", folder=tmp_path)
+    assert code == 0, said
+
+    name = "table1_equivariant_relative_smoke"
+    sweep, jobs = (json.loads(record_path(tmp_path / place, name, 0).read_text()) for place in ("sweep", "jobs"))
+    assert len(sweep["metrics"]["error_percent"]) == 11
+    assert jobs.pop("evaluate_seconds") >= 0 and sweep.pop("evaluate_seconds") >= 0
+    assert jobs == sweep
+    assert [list(jobs["metrics"][metric]) for metric in jobs["metrics"]] == [
+        list(sweep["metrics"][metric]) for metric in sweep["metrics"]
+    ]
+    ours, theirs = (outcomes_path(tmp_path / place, name, 0) for place in ("jobs", "sweep"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert len(read_outcomes(ours)["error"]) == 11
+
+
+def test_tracking_with_wandb_offline(command_line, short, tmp_path, finished_run, wandb_history):
+    words = [word for word in short if not word.startswith("logger=")]
+    job = command_line.start_fresh(
+        "experiment=table1_equivariant",
+        *words,
+        "logger=wandb",
+        "distortion.saturations=[0.0,0.5]",
+        folder=tmp_path,
+        WANDB_MODE="offline",
+    )
+    assert job.wait() == 0, job.text
+    run = tmp_path / "runs" / "table1_equivariant_smoke" / "seed=0"
+    (path,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    records = finished_run(path)
+    history = wandb_history(records)
+
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    logged = [row for row in history if "train/loss" in row]
+    assert [(row["_step"], row["train/loss"], row["train/error_percent"]) for row in logged] == [
+        (line["step"], line["loss"], line["error_percent"]) for line in log
+    ]
+    record = read_record(run / "record.json")
+    tables = {file.name: json.loads(file.read_text()) for file in path.parent.glob("files/media/table/*")}
+    (sweep,) = [table for name, table in tables.items() if name.startswith("saturation_sweep")]
+    (curves,) = [table for name, table in tables.items() if name.startswith("error_over_saturation")]
+    errors = record.metrics["error_percent"]
+    assert [row[sweep["columns"].index("error_percent")] for row in sweep["data"]] == list(errors.values())
+    assert curves["data"] == [[float(s), "table1_equivariant_smoke", errors[s]] for s in errors]
+    described = "".join(u.value_json for r in records for u in [*r.config.update, *r.run.config.update])
+    assert "wandb/lineseries/v0" in described
+
+
+def imported(tree: ast.AST, inside_functions: bool) -> set[str]:
+    """First names of the modules that code imports; without those that functions import when they are called."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+        elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names |= imported(node, inside_functions)
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_library_knows_neither_hydra_nor_wandb(path):
+    tree = ast.parse(path.read_text())
+    if path != SOURCE / "__main__.py":
+        assert not imported(tree, inside_functions=True) & {"hydra", "omegaconf"}
+    assert "wandb" not in imported(tree, inside_functions=False)
+    if path != SOURCE / "reporting" / "tracking.py":
+        assert "wandb" not in imported(tree, inside_functions=True)
+
+
+def test_reader_of_imports_finds_what_is_there():
+    entry, tracking = (ast.parse((SOURCE / name).read_text()) for name in ("__main__.py", "reporting/tracking.py"))
+    assert {"hydra", "omegaconf"} <= imported(entry, inside_functions=False)
+    assert "wandb" in imported(tracking, inside_functions=True)

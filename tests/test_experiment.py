@@ -1,0 +1,384 @@
+import copy
+import hashlib
+import json
+import logging
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from offset_equivariant import experiment, provenance
+from offset_equivariant.color.representation import decode_srgb
+from offset_equivariant.config import ConfigError, experiment_config
+from offset_equivariant.data import pixels_sha256, synthetic_images
+from offset_equivariant.evaluation.sweep import sweep
+from offset_equivariant.experiment import RunDirectoryError, run
+from offset_equivariant.reporting.records import Record, outcomes_path, read_outcomes, read_record, record_path
+from offset_equivariant.reporting.storage import locked
+from offset_equivariant.reporting.tracking import NullTracker
+from offset_equivariant.tasks.recognition import RecognitionEvaluation, RecognitionTraining
+from offset_equivariant.training.checkpoint import Checkpoints
+from offset_equivariant.training.weights import add_digest, load_weights
+
+#: Four steps, three saturations.
+SHORT = (
+    "dataset.options.n_train=64",
+    "dataset.options.n_test=40",
+    "train.epochs=1",
+    "distortion.saturations=[0,0.5,1]",
+)
+NAME, SEED = "table1_equivariant_smoke", 0
+
+
+class Watcher(NullTracker):
+    """A tracker that remembers."""
+
+    def __init__(self) -> None:
+        self.scalars: list[tuple[int, dict[str, float]]] = []
+        self.tables: dict[str, Any] = {}
+        self.plots: dict[str, Any] = {}
+
+    def log(self, scalars, step):
+        self.scalars.append((step, dict(scalars)))
+
+    def table(self, name, columns, rows):
+        self.tables[name] = (list(columns), [list(row) for row in rows])
+
+    def curves(self, name, xs, ys, x_name, title):
+        self.plots[name] = (list(xs), {key: list(values) for key, values in ys.items()})
+
+
+def short_settings(make_settings, words, folder: Path, *overrides: str) -> dict[str, Any]:
+    paths = (f"paths.runs={folder}/runs", f"paths.results={folder}/results")
+    return make_settings("experiment=table1_equivariant", *words, *SHORT, *paths, *overrides)
+
+
+@pytest.fixture
+def settings(make_settings, tiny_words, tmp_path):
+    return lambda *overrides: short_settings(make_settings, tiny_words, tmp_path, *overrides)
+
+
+@pytest.fixture(scope="module")
+def done(make_settings, tiny_words, tmp_path_factory):
+    """A finished experiment: its settings, record, folder, and what the tracker was told."""
+    folder = tmp_path_factory.mktemp("done")
+    chosen = short_settings(make_settings, tiny_words, folder)
+    watcher = Watcher()
+    record = run(chosen, watcher)
+    assert record is not None
+    return chosen, record, folder, watcher
+
+
+@pytest.fixture
+def finished(done, settings, tmp_path):
+    """A copy of the finished experiment that a test may spoil: settings by words, and the run's directory."""
+    shutil.copytree(done[2], tmp_path, dirs_exist_ok=True)
+    return settings, tmp_path / "runs" / NAME / "seed=0"
+
+
+def no_step(*_: object) -> None:
+    raise AssertionError("a training step was taken")
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_record_ties_the_numbers_to_what_they_come_from(done):
+    settings, record, folder, _ = done
+    assert (record.experiment, record.table, record.row, record.seed) == (NAME, 1, "equivariant", SEED)
+    assert (record.dataset, record.preset, record.n) == ("synthetic", "smoke", 40)
+    assert (record.steps, record.total_steps, record.complete) == (4, 4, True)
+    commit, dirty = provenance.commit()
+    assert (record.commit, record.dirty) == (commit, dirty)
+    assert (record.training_commits, record.training_dirty) == ([commit], dirty)
+
+    weights = folder / "runs" / NAME / "seed=0" / "weights.safetensors"
+    assert record.checkpoint_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    for split in ("train", "test"):
+        images = synthetic_images(split, n_train=64, n_test=40).images
+        assert record.data_sha256[split] == pixels_sha256(images)
+    canonical = json.dumps(record.config, sort_keys=True)
+    assert record.config_sha256 == hashlib.sha256(canonical.encode()).hexdigest()
+    for section in ("dataset", "model", "strategy", "train", "seed"):
+        assert record.config[section] == settings[section]
+    assert record.config["distortion"] == {"seed": 0, "requantize": False}
+    assert not {"paths", "runtime", "logger", "mode", "weights"} & record.config.keys()
+    assert record.parameters == sum(
+        value.numel()
+        for name, value in load_file(weights).items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
+    assert record.environment["device"] == "cpu"
+    assert record.train_seconds > 0 and record.evaluate_seconds >= 0
+
+
+def test_record_and_outcomes_are_on_disk(done):
+    _, record, folder, _ = done
+    results = folder / "results"
+    assert read_record(record_path(results, NAME, SEED)) == record
+    assert read_record(folder / "runs" / NAME / "seed=0" / "record.json") == record
+    outcomes = read_outcomes(outcomes_path(results, NAME, SEED))
+    assert set(outcomes) == {"error"} and list(outcomes["error"]) == ["0.0", "0.5", "1.0"]
+    for saturation, wrong in outcomes["error"].items():
+        assert (wrong.shape, wrong.dtype) == ((40,), bool)
+        assert record.metrics["error_percent"][saturation] == wrong.mean() * 100
+    assert set(record.metrics) == {"error_percent", "posterior_change"}
+    assert set(record.metrics["posterior_change"]) == {"0.0", "0.5", "1.0"}
+
+
+def test_the_weights_give_the_records_numbers(done):
+    settings, record, folder, _ = done
+    config = experiment_config(settings)
+    network = experiment.build_network(config)
+    facts = load_weights(network, folder / "runs" / NAME / "seed=0" / "weights.safetensors")
+    assert (facts["experiment"], facts["row"], facts["preset"], facts["seed"]) == (NAME, "equivariant", "smoke", SEED)
+    images = synthetic_images("test", n_test=40)
+    found = sweep(RecognitionEvaluation(network, images, experiment.build_pipeline(config)), [0.0, 0.5, 1.0])
+    for metric, by_saturation in found.metrics.items():
+        values = record.metrics[metric].values()
+        np.testing.assert_allclose(list(by_saturation.values()), list(values), atol=1e-5)
+
+
+def test_tracker_is_told_everything(done):
+    _, record, folder, watcher = done
+    lines = [json.loads(line) for line in (folder / "runs" / NAME / "seed=0" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert watcher.scalars == [
+        (line["step"], {f"train/{name}": value for name, value in line.items() if name != "step"}) for line in lines
+    ]
+    errors, changes = record.metrics["error_percent"], record.metrics["posterior_change"]
+    columns, rows = watcher.tables["saturation_sweep"]
+    assert columns == ["experiment", "seed", "saturation", "error_percent", "posterior_change"]
+    assert rows == [[NAME, 0, float(s), errors[s], changes[s]] for s in ("0.0", "0.5", "1.0")]
+    assert watcher.plots["error_over_saturation"] == ([0.0, 0.5, 1.0], {NAME: list(errors.values())})
+
+
+def test_a_run_does_not_depend_on_what_ran_before_it_in_the_process(done, settings, tmp_path):
+    _, record, folder, _ = done
+    torch.manual_seed(77)
+    torch.rand(5)
+    np.random.seed(3)
+    again = run(settings(), NullTracker())
+    assert again is not None and again.metrics == record.metrics
+    ours, theirs = (load_file(place / "runs" / NAME / "seed=0" / "weights.safetensors") for place in (tmp_path, folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    other = run(settings("seed=1"), NullTracker())
+    assert other is not None and other.seed == 1
+    seed1 = load_file(tmp_path / "runs" / NAME / "seed=1" / "weights.safetensors")
+    assert not torch.equal(seed1["conv1.weight"], theirs["conv1.weight"])
+
+
+def test_finished_run_says_so_and_takes_no_step(finished, monkeypatch, caplog):
+    settings, directory = finished
+    before = content_of(directory)
+    monkeypatch.setattr(RecognitionTraining, "training_step", no_step)
+    monkeypatch.setattr(experiment, "load_split", no_step)
+    with caplog.at_level(logging.INFO):
+        assert run(settings("mode=train"), NullTracker()) is None
+    assert f"the training in {directory} is complete: all 4 steps were taken" in caplog.text
+    assert content_of(directory) == before
+
+
+@pytest.mark.parametrize("mode", ["train", "both", "evaluate"])
+def test_directory_of_other_settings_is_refused(finished, mode):
+    settings, directory = finished
+    before = content_of(directory.parents[2])
+    with pytest.raises(RunDirectoryError) as caught:
+        run(
+            settings(f"mode={mode}", "train.learning_rate=0.7", "train.schedule.options.warmup_fraction=0.5"),
+            NullTracker(),
+        )
+    message = str(caught.value)
+    assert str(directory) in message
+    assert f"train.learning_rate: {settings()['train']['learning_rate']} there, 0.7 now" in message
+    assert "train.schedule.options.warmup_fraction: 0.25 there, 0.5 now" in message
+    assert "Give the experiment another name=" in message and "momentum" not in message
+    assert content_of(directory.parents[2]) == before
+
+
+def test_what_does_not_change_the_training_may_differ(finished, monkeypatch):
+    settings, _ = finished
+    monkeypatch.setattr(RecognitionTraining, "training_step", no_step)
+    changes = ("train.log_every=7", "train.checkpoint_seconds=60", "runtime.evaluation_batch_size=13")
+    record = run(settings(*changes, "distortion.saturations=[0.3]"), NullTracker())
+    assert record is not None and set(record.metrics["error_percent"]) >= {"0.3"}
+
+
+def interrupt_at(monkeypatch, step: int) -> None:
+    original = RecognitionTraining.training_step
+
+    def training_step(self, number, factor):
+        if number == step:
+            raise KeyboardInterrupt
+        return original(self, number, factor)
+
+    monkeypatch.setattr(RecognitionTraining, "training_step", training_step)
+
+
+def test_unfinished_run_is_evaluated_as_what_it_is(done, settings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings(), NullTracker())
+    assert not (tmp_path / "results").exists()
+    record = run(settings("mode=evaluate"), NullTracker())
+    assert record is not None
+    assert (record.steps, record.total_steps, record.complete) == (2, 4, False)
+    assert record.flags[0] == "incomplete (2/4 steps)"
+    complete = run(settings(), NullTracker())
+    assert complete is not None and complete.complete and complete.metrics == done[1].metrics
+
+
+def test_nothing_to_evaluate(settings, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"nothing to evaluate in .*seed=0; train first \(mode=train\), or give"
+    ):
+        run(settings("mode=evaluate"), NullTracker())
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*absent\.safetensors"):
+        run(settings("mode=evaluate", f"weights={tmp_path}/absent.safetensors"), NullTracker())
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.fixture
+def released(done, tmp_path):
+    """The finished experiment's weights where released ones lie, with their digest listed."""
+    path = experiment.released_weights_path(tmp_path / "released", NAME, SEED)
+    assert path == tmp_path / "released" / "checkpoints" / "table1_equivariant_smoke-seed0.safetensors"
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(done[2] / "runs" / NAME / "seed=0" / "weights.safetensors", path)
+    add_digest(path)
+    return path
+
+
+def test_released_weights_give_the_same_numbers_without_a_run(done, released, settings, tmp_path):
+    record = run(settings("mode=evaluate", f"weights={released}"), NullTracker())
+    assert record is not None
+    changes = {"evaluate_seconds": 0.0}
+    assert Record(**vars(record) | changes) == Record(**vars(done[1]) | changes)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_damaged_released_weights_are_refused(released, settings, tmp_path):
+    content = bytearray(released.read_bytes())
+    content[-100] ^= 1
+    released.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged: its SHA-256 is not the one in"):
+        run(settings("mode=evaluate", f"weights={released}"), NullTracker())
+    assert not (tmp_path / "results").exists()
+
+
+def test_released_weights_of_other_settings_are_refused(released, settings, tmp_path):
+    with pytest.raises(RunDirectoryError, match=r"the weights .*train\.weight_decay: 0\.\d+ there, 0\.0123 now"):
+        run(settings("mode=evaluate", f"weights={released}", "train.weight_decay=0.0123"), NullTracker())
+    with pytest.raises(RunDirectoryError, match="seed: 0 there, 1 now"):
+        run(settings("mode=evaluate", f"weights={released}", "seed=1"), NullTracker())
+    assert not (tmp_path / "results").exists()
+
+
+def test_second_process_waits_for_the_first(settings, tmp_path):
+    chosen = settings("mode=train")
+    directory = experiment.run_directory(experiment_config(chosen))
+    second = threading.Thread(target=run, args=(chosen, NullTracker()))
+    with locked(directory / ".lock"):
+        second.start()
+        second.join(1.0)
+        assert second.is_alive() and not (directory / "config.json").exists()
+    second.join(60)
+    assert (directory / "weights.safetensors").exists()
+
+
+def test_run_directory_is_decided_by_the_settings(settings, tmp_path):
+    def directory(*words):
+        return experiment.run_directory(experiment_config(settings(*words))).relative_to(tmp_path)
+
+    assert directory() == Path("runs/table1_equivariant_smoke/seed=0")
+    assert directory("seed=3", "train.preset=fast") == Path("runs/table1_equivariant/seed=3")
+    assert directory("name=mine", "train.preset=paper") == Path("runs/mine_paper/seed=0")
+
+
+def test_validation_images_are_training_images_that_the_training_does_without(settings):
+    whole = synthetic_images("train", n_train=64)
+    for seed in (0, 1):
+        config = experiment_config(settings("dataset.validation_images=20", f"seed={seed}"))
+        train, held_out = experiment.load_split(config, "train"), experiment.load_split(config, "evaluation")
+        assert (len(train), len(held_out), held_out.split) == (44, 20, "train")
+        pixels = [{image.numpy().tobytes() for image in part.images} for part in (train, held_out, whole)]
+        assert not pixels[0] & pixels[1]
+        assert pixels[0] | pixels[1] == pixels[2] and len(pixels[2]) == 64
+        if seed == 0:
+            first = held_out.sha256
+    assert held_out.sha256 == first
+    plain = experiment_config(settings())
+    assert torch.equal(experiment.load_split(plain, "train").images, whole.images)
+    assert torch.equal(experiment.load_split(plain, "evaluation").images, synthetic_images("test", n_test=40).images)
+
+
+def test_device_is_chosen_by_itself(monkeypatch):
+    def there(cuda, mps):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    for cuda, mps, expected in [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]:
+        there(cuda, mps)
+        assert experiment.choose_device("auto").type == expected
+    assert experiment.choose_device("cpu").type == "cpu"
+    with pytest.raises(RuntimeError, match=r"runtime\.device = cuda is not available here; use runtime\.device=auto"):
+        experiment.choose_device("cuda")
+
+
+WRONG_OPTIONS = [
+    (
+        ("model", "family_options", "constraint"),
+        "hard",
+        "model: constraint = 'hard' is not one of parametrization, proj",
+    ),
+    (("model", "family_options", "shortcut_padding"), "middle", "model: .*'middle'"),
+    (("model", "family_options", "gain"), 1.0, "model: .*gain"),
+    (("model", "representation", "clipping"), None, "log_rgb needs one"),
+    (("model", "representation", "clipping_options"), {"fraction": 0.1}, "no parameter fraction; it takes epsilon"),
+    (("train", "schedule", "options"), {"warmup_fraction": 2.0}, "train.schedule: warmup_fraction = 2.0 must be"),
+    (("train", "schedule", "name"), "multi_step", "train.schedule: .*warmup_fraction"),
+    (("strategy", "jitter"), {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0.6}, "strategy.jitter: .*hue"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), WRONG_OPTIONS)
+def test_wrong_options_show_before_any_work(settings, path, value, message):
+    chosen = copy.deepcopy(settings())
+    experiment.check_components(experiment_config(chosen))
+    group = chosen
+    for part in path[:-1]:
+        group = group[part]
+    group[path[-1]] = value
+    with pytest.raises(ConfigError, match=message):
+        experiment.check_components(experiment_config(chosen))
+
+
+def test_preprocessing_row_balances_training_and_test_images(make_settings, tiny_words):
+    config = experiment_config(make_settings("experiment=table1_preprocessing_grey_world", *tiny_words, *SHORT))
+    pipeline = experiment.build_pipeline(config)
+    linear = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.4
+    # Grey world: all three channels have the same mean in linear light, whatever the light was.
+    lit = linear * torch.tensor([1.0, 0.5, 0.25])[:, None, None]
+    first, second = pipeline(linear), pipeline(lit * (1 / 0.125) ** (1 / 3))
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
+    task = experiment.build_training(config, experiment.build_network(config), experiment.load_split(config, "train"))
+    images = synthetic_images("train", n_train=64).images
+    torch.testing.assert_close(task._images, pipeline(decode_srgb(images)), atol=1e-6, rtol=0)
+
+
+def test_checkpoints_hold_no_code_and_the_whole_state(done):
+    directory = done[2] / "runs" / NAME / "seed=0" / "checkpoints"
+    assert [path.name for path in Checkpoints(directory).paths()] == ["step-00000002.pt", "step-00000004.pt"]
+    state = torch.load(directory / "step-00000004.pt", weights_only=True)
+    assert set(state) == {"step", "seconds", "notes", "modules", "optimizers", "random"}
+    assert set(state["random"]) == {"python", "numpy", "torch", "cuda"}
+    momenta = state["optimizers"]["network"]["state"]
+    assert momenta and all(entry["momentum_buffer"].abs().sum() > 0 for entry in momenta.values())
+    assert (state["notes"]["total_steps"], state["notes"]["data_sha256"]) == (4, done[1].data_sha256["train"])

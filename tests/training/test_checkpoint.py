@@ -1,0 +1,126 @@
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from offset_equivariant.training import checkpoint
+from offset_equivariant.training.checkpoint import (
+    Checkpoints,
+    random_states,
+    restore_random_states,
+    restore_training_state,
+    seed_everything,
+    training_state,
+)
+
+
+def draws() -> list[float]:
+    return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item()]
+
+
+def steps_of_training(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        network(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+
+
+def learner() -> tuple[nn.Module, torch.optim.Optimizer]:
+    network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 2))
+    return network, torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
+
+
+def test_the_newest_two_are_kept_and_temporary_files_ignored(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.latest() is None and checkpoints.paths() == []
+    for step in (9, 10, 100):
+        checkpoints.save(step, {"step": step})
+    (checkpoints.directory / "step-00000200.tmp").write_bytes(b"half a checkpoint")
+    assert [path.name for path in checkpoints.paths()] == ["step-00000010.pt", "step-00000100.pt"]
+    assert checkpoints.latest() == {"step": 100}
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        path = checkpoints.save(step, {"step": step, "weights": torch.ones(1000)})
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(damaged)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            state = checkpoints.latest()
+        assert state is not None and state["step"] == 1
+        assert path.name in caplog.text and "step-00000001" not in caplog.text
+
+    (tmp_path / "step-00000001.pt").write_bytes(b"")
+    with pytest.raises(RuntimeError, match=r"none of the checkpoints .* can be read; remove the folder"):
+        checkpoints.latest()
+
+
+def test_a_checkpoint_that_carries_code_is_not_loaded(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"step": 1})
+    torch.save({"step": 2, "code": pytest.raises}, tmp_path / "step-00000002.pt")
+    state = checkpoints.latest()
+    assert state == {"step": 1}
+
+
+def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"step": 1})
+
+    def crash(state, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", crash)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoints.save(2, {"step": 2})
+    assert [path.name for path in checkpoints.paths()] == ["step-00000001.pt"]
+    assert checkpoints.latest() == {"step": 1}
+
+
+@pytest.mark.parametrize("pending_gauss", [False, True])
+def test_random_states_come_back_through_a_file(tmp_path, pending_gauss):
+    seed_everything(3)
+    if pending_gauss:  # of a pair of normal numbers, the second is kept for the next call
+        random.gauss(0, 1)
+        np.random.randn()
+    Checkpoints(tmp_path).save(0, {"random": random_states()})
+    expected = draws()
+    assert draws() != expected
+    state = Checkpoints(tmp_path).latest()
+    assert state is not None
+    restore_random_states(state["random"])
+    assert draws() == expected
+
+
+def test_seed_decides_all_generators():
+    seed_everything(5)
+    first = draws()
+    seed_everything(5)
+    assert draws() == first
+    seed_everything(6)
+    assert all(a != b for a, b in zip(draws(), first, strict=True))
+
+
+def test_training_goes_on_as_if_it_had_not_stopped(tmp_path):
+    seed_everything(0)
+    network, optimizer = learner()
+    steps_of_training(network, optimizer, 3)
+    Checkpoints(tmp_path).save(3, training_state({"n": network}, {"n": optimizer}))
+    steps_of_training(network, optimizer, 3)
+
+    seed_everything(1)
+    other, its_optimizer = learner()
+    steps_of_training(other, its_optimizer, 1)
+    state = Checkpoints(tmp_path).latest()
+    assert state is not None
+    restore_training_state(state, {"n": other}, {"n": its_optimizer})
+    steps_of_training(other, its_optimizer, 3)
+    for name, value in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
