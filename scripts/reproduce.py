@@ -15,9 +15,9 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from offset_equivariant import experiment, provenance
+from offset_equivariant import provenance
 from offset_equivariant.__main__ import run_configuration
-from offset_equivariant.config import experiment_config
+from offset_equivariant.building import build_evaluation, build_network, load_split
 from offset_equivariant.evaluation.panel import first_of_each_class, prediction_panel
 from offset_equivariant.reporting.figures import render_figures
 from offset_equivariant.reporting.predictions import write_panel
@@ -25,6 +25,7 @@ from offset_equivariant.reporting.records import Record, find_records, load_outc
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tables import TABLE1, build_table, render_markdown, write_tables
 from offset_equivariant.reporting.tracking import make_tracker
+from offset_equivariant.runs import Run, released_weights_path
 from offset_equivariant.tasks.recognition import RecognitionEvaluation
 from offset_equivariant.training.loop import TrainingInterruptedError
 
@@ -88,7 +89,7 @@ def compose_experiment(name: str, arguments: argparse.Namespace) -> DictConfig:
     ]
     if arguments.source == "released":
         suffix = "" if arguments.preset == "fast" else f"_{arguments.preset}"
-        weights = experiment.released_weights_path(RELEASED, name + suffix, arguments.seed)
+        weights = released_weights_path(RELEASED, name + suffix, arguments.seed)
         overrides += ["mode=evaluate", f"'weights={weights}'"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides)
@@ -101,15 +102,14 @@ def draw_panel(arguments: argparse.Namespace, records: dict[str, Record]) -> Non
     seed = 0
     for shown, name in PANEL.items():
         settings = cast(dict[str, Any], OmegaConf.to_container(compose_experiment(name, arguments), resolve=True))
-        config = experiment_config(settings)
-        if config.experiment not in records:
+        run = Run(settings)
+        if run.config.experiment not in records:
             return
-        network = experiment.build_network(config)
-        weights = experiment.find_weights(config, settings, network, experiment.run_directory(config))
-        images = experiment.load_split(config, "evaluation")
-        networks[shown] = RecognitionEvaluation(network, images, experiment.build_pipeline(config))
-        digests[shown] = weights.sha256
-        seed = config.distortion.seed
+        network = build_network(run.config)
+        digests[shown] = run.find_weights(network).sha256
+        images = load_split(run.config, "evaluation")
+        networks[shown] = build_evaluation(run.config, network, images)
+        seed = run.config.distortion.seed
     indices = first_of_each_class(images.labels, 3)
     panel = prediction_panel(networks, images, indices, seed=seed, checkpoint_sha256=digests)
     write_panel(panel, Path(arguments.results) / "figures" / "figure3.npz")

@@ -12,15 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offset_equivariant import experiment, provenance
+from offset_equivariant import building, provenance
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.data import pixels_sha256, synthetic_images
 from offset_equivariant.evaluation.sweep import sweep
-from offset_equivariant.experiment import RunDirectoryError, run
+from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record, outcomes_path, read_outcomes, read_record, record_path
 from offset_equivariant.reporting.storage import locked
-from offset_equivariant.reporting.tracking import NullTracker
+from offset_equivariant.reporting.tracking import NullTracker, Tracker
+from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
 from offset_equivariant.tasks.recognition import RecognitionEvaluation, RecognitionTraining
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.weights import add_digest, load_weights
@@ -33,6 +34,10 @@ SHORT = (
     "distortion.saturations=[0,0.5,1]",
 )
 NAME, SEED = "table1_equivariant_smoke", 0
+
+
+def run(settings: dict[str, Any], tracker: Tracker) -> Record | None:
+    return run_experiment(Run(settings), tracker)
 
 
 class Watcher(NullTracker):
@@ -135,11 +140,11 @@ def test_record_and_outcomes_are_on_disk(done):
 def test_the_weights_give_the_records_numbers(done):
     settings, record, folder, _ = done
     config = experiment_config(settings)
-    network = experiment.build_network(config)
+    network = building.build_network(config)
     facts = load_weights(network, folder / "runs" / NAME / "seed=0" / "weights.safetensors")
     assert (facts["experiment"], facts["row"], facts["preset"], facts["seed"]) == (NAME, "equivariant", "smoke", SEED)
     images = synthetic_images("test", n_test=40)
-    found = sweep(RecognitionEvaluation(network, images, experiment.build_pipeline(config)), [0.0, 0.5, 1.0])
+    found = sweep(RecognitionEvaluation(network, images, building.build_pipeline(config)), [0.0, 0.5, 1.0])
     for metric, by_saturation in found.metrics.items():
         values = record.metrics[metric].values()
         np.testing.assert_allclose(list(by_saturation.values()), list(values), atol=1e-5)
@@ -178,7 +183,7 @@ def test_finished_run_says_so_and_takes_no_step(finished, monkeypatch, caplog):
     settings, directory = finished
     before = content_of(directory)
     monkeypatch.setattr(RecognitionTraining, "training_step", no_step)
-    monkeypatch.setattr(experiment, "load_split", no_step)
+    monkeypatch.setattr("offset_equivariant.experiment.load_split", no_step)
     with caplog.at_level(logging.INFO):
         assert run(settings("mode=train"), NullTracker()) is None
     assert f"the training in {directory} is complete: all 4 steps were taken" in caplog.text
@@ -248,7 +253,7 @@ def test_nothing_to_evaluate(settings, tmp_path):
 @pytest.fixture
 def released(done, tmp_path):
     """The finished experiment's weights where released ones lie, with their digest listed."""
-    path = experiment.released_weights_path(tmp_path / "released", NAME, SEED)
+    path = released_weights_path(tmp_path / "released", NAME, SEED)
     assert path == tmp_path / "released" / "checkpoints" / "table1_equivariant_smoke-seed0.safetensors"
     path.parent.mkdir(parents=True)
     shutil.copyfile(done[2] / "runs" / NAME / "seed=0" / "weights.safetensors", path)
@@ -283,7 +288,7 @@ def test_released_weights_of_other_settings_are_refused(released, settings, tmp_
 
 def test_second_process_waits_for_the_first(settings, tmp_path):
     chosen = settings("mode=train")
-    directory = experiment.run_directory(experiment_config(chosen))
+    directory = Run(chosen).directory
     second = threading.Thread(target=run, args=(chosen, NullTracker()))
     with locked(directory / ".lock"):
         second.start()
@@ -295,7 +300,7 @@ def test_second_process_waits_for_the_first(settings, tmp_path):
 
 def test_run_directory_is_decided_by_the_settings(settings, tmp_path):
     def directory(*words):
-        return experiment.run_directory(experiment_config(settings(*words))).relative_to(tmp_path)
+        return Run(settings(*words)).directory.relative_to(tmp_path)
 
     assert directory() == Path("runs/table1_equivariant_smoke/seed=0")
     assert directory("seed=3", "train.preset=fast") == Path("runs/table1_equivariant/seed=3")
@@ -306,7 +311,7 @@ def test_validation_images_are_training_images_that_the_training_does_without(se
     whole = synthetic_images("train", n_train=64)
     for seed in (0, 1):
         config = experiment_config(settings("dataset.validation_images=20", f"seed={seed}"))
-        train, held_out = experiment.load_split(config, "train"), experiment.load_split(config, "evaluation")
+        train, held_out = building.load_split(config, "train"), building.load_split(config, "evaluation")
         assert (len(train), len(held_out), held_out.split) == (44, 20, "train")
         pixels = [{image.numpy().tobytes() for image in part.images} for part in (train, held_out, whole)]
         assert not pixels[0] & pixels[1]
@@ -315,8 +320,8 @@ def test_validation_images_are_training_images_that_the_training_does_without(se
             first = held_out.sha256
     assert held_out.sha256 == first
     plain = experiment_config(settings())
-    assert torch.equal(experiment.load_split(plain, "train").images, whole.images)
-    assert torch.equal(experiment.load_split(plain, "evaluation").images, synthetic_images("test", n_test=40).images)
+    assert torch.equal(building.load_split(plain, "train").images, whole.images)
+    assert torch.equal(building.load_split(plain, "evaluation").images, synthetic_images("test", n_test=40).images)
 
 
 def test_device_is_chosen_by_itself(monkeypatch):
@@ -326,10 +331,10 @@ def test_device_is_chosen_by_itself(monkeypatch):
 
     for cuda, mps, expected in [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]:
         there(cuda, mps)
-        assert experiment.choose_device("auto").type == expected
-    assert experiment.choose_device("cpu").type == "cpu"
+        assert building.choose_device("auto").type == expected
+    assert building.choose_device("cpu").type == "cpu"
     with pytest.raises(RuntimeError, match=r"runtime\.device = cuda is not available here; use runtime\.device=auto"):
-        experiment.choose_device("cuda")
+        building.choose_device("cuda")
 
 
 WRONG_OPTIONS = [
@@ -351,24 +356,24 @@ WRONG_OPTIONS = [
 @pytest.mark.parametrize(("path", "value", "message"), WRONG_OPTIONS)
 def test_wrong_options_show_before_any_work(settings, path, value, message):
     chosen = copy.deepcopy(settings())
-    experiment.check_components(experiment_config(chosen))
+    building.check_components(experiment_config(chosen))
     group = chosen
     for part in path[:-1]:
         group = group[part]
     group[path[-1]] = value
     with pytest.raises(ConfigError, match=message):
-        experiment.check_components(experiment_config(chosen))
+        building.check_components(experiment_config(chosen))
 
 
 def test_preprocessing_row_balances_training_and_test_images(make_settings, tiny_words):
     config = experiment_config(make_settings("experiment=table1_preprocessing_grey_world", *tiny_words, *SHORT))
-    pipeline = experiment.build_pipeline(config)
+    pipeline = building.build_pipeline(config)
     linear = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.4
     # Grey world: all three channels have the same mean in linear light, whatever the light was.
     lit = linear * torch.tensor([1.0, 0.5, 0.25])[:, None, None]
     first, second = pipeline(linear), pipeline(lit * (1 / 0.125) ** (1 / 3))
     torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
-    task = experiment.build_training(config, experiment.build_network(config), experiment.load_split(config, "train"))
+    task = building.build_training(config, building.build_network(config), building.load_split(config, "train"))
     images = synthetic_images("train", n_train=64).images
     torch.testing.assert_close(task._images, pipeline(decode_srgb(images)), atol=1e-6, rtol=0)
 

@@ -12,10 +12,13 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue
 
-from offset_equivariant import experiment, provenance
+from offset_equivariant import provenance
+from offset_equivariant.building import check_components
 from offset_equivariant.config import ConfigError, experiment_config
+from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record
 from offset_equivariant.reporting.tracking import make_tracker
+from offset_equivariant.runs import Run
 from offset_equivariant.training.loop import TrainingInterruptedError
 
 log = logging.getLogger(__name__)
@@ -26,10 +29,10 @@ CONFIGURATION = provenance.repository_root() / "conf"
 def run_configuration(composed: DictConfig) -> Record | None:
     """Run one composed configuration; a failure leaves a file ``FAILED`` in the run's directory."""
     settings = _plain_settings(composed)
-    config = experiment_config(settings)
-    experiment.check_components(config)
-    directory = experiment.run_directory(config)
-    mark = directory / "FAILED"
+    run = Run(settings)
+    config = run.config
+    check_components(config)
+    mark = run.directory / "FAILED"
     mark.unlink(missing_ok=True)
     tracker = make_tracker(
         config.logger.kind,
@@ -37,14 +40,14 @@ def run_configuration(composed: DictConfig) -> Record | None:
         name=f"{config.experiment}-seed{config.seed}",
         group=None if config.table is None else f"table{config.table}",
         config=settings,
-        directory=directory,
+        directory=run.directory,
     )
     try:
-        return experiment.run(settings, tracker)
+        return run_experiment(run, tracker)
     except TrainingInterruptedError:
         raise
     except Exception:
-        directory.mkdir(parents=True, exist_ok=True)
+        run.directory.mkdir(parents=True, exist_ok=True)
         mark.write_text(traceback.format_exc())
         raise
     finally:

@@ -118,6 +118,8 @@ class TrainConfig:
     nesterov: bool
     weight_decay: float
     label_smoothing: float
+    #: Mixed precision of the forward pass; the weights stay float32.
+    autocast: Literal["bfloat16"] | None
     schedule: ScheduleConfig
     crop_padding: int
     flip: bool
@@ -137,7 +139,6 @@ class RuntimeConfig:
     """Where and how fast to compute; nothing here changes what is computed, but for rounding."""
 
     device: Literal["auto", "cuda", "mps", "cpu"]
-    autocast: Literal["bfloat16", "float16"] | None
     channels_last: bool
     compile: bool
     threads: int | None

@@ -209,8 +209,13 @@ def test_second_ctrl_c_interrupts_at_once(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
         return loss
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(Descent({3: twice}), tmp_path, settings())
+    # A process started in the background of a shell ignores Ctrl-C, and tests may be run in one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(Descent({3: twice}), tmp_path, settings())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert checkpoint_steps(tmp_path) == [2]
 
 

@@ -1,0 +1,142 @@
+"""From a checked configuration to networks, data and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from offset_equivariant.color import BALANCING_METHODS, ColorJitter, balance, make_clipping
+from offset_equivariant.color.representation import Representation
+from offset_equivariant.config import ConfigError, ExperimentConfig, JitterConfig
+from offset_equivariant.data import LabelledImages, data_directories, load_dataset
+from offset_equivariant.models.resnet import CifarResNet
+from offset_equivariant.nn.families import FAMILIES
+from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionEvaluation, RecognitionTraining
+from offset_equivariant.training.schedules import make_schedule
+
+
+def build_network(config: ExperimentConfig) -> nn.Module:
+    """Build the network with its initial weights, drawn from torch's global generator."""
+    family = FAMILIES[config.model.family](**config.model.family_options)
+    depth = int(config.model.architecture.removeprefix("resnet"))
+    return CifarResNet(depth, config.dataset.classes, family)
+
+
+def build_pipeline(config: ExperimentConfig) -> InputPipeline:
+    """Build the conversion from linear RGB to the network's input."""
+    settings = config.model.representation
+    statistics = config.dataset.statistics[settings.statistics]
+    clipping = None if settings.clipping is None else make_clipping(settings.clipping, **settings.clipping_options)
+    representation = Representation(settings.space, tuple(statistics["mean"]), tuple(statistics["std"]), clipping)
+    if config.strategy.balancing is None:
+        return InputPipeline(representation)
+    return InputPipeline(representation, partial(_balanced, method=config.strategy.balancing))
+
+
+def _balanced(linear: Tensor, method: str) -> Tensor:
+    return balance(linear, BALANCING_METHODS[method](linear))
+
+
+def check_components(config: ExperimentConfig) -> None:
+    """Build whatever needs no data, and throw it away: a wrong option shows before any work.
+
+    Raises:
+        ConfigError: names the group of settings, and says what is wrong with it.
+    """
+    schedule, jitter = config.train.schedule, config.strategy.jitter
+    components: dict[str, Callable[[], object]] = {
+        "model": lambda: build_network(config),
+        "model.representation": lambda: build_pipeline(config),
+        "train.schedule": lambda: make_schedule(schedule.name, 1, **schedule.options),
+        "strategy.jitter": lambda: None if jitter is None else _color_jitter(jitter),
+    }
+    for name, build in components.items():
+        try:
+            build()
+        except (TypeError, ValueError, KeyError) as error:
+            raise ConfigError(f"{name}: {error}") from error
+
+
+def _color_jitter(jitter: JitterConfig) -> ColorJitter:
+    return ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+
+
+def build_training(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> RecognitionTraining:
+    """Build the training task of a network on images, both on the device."""
+    recipe, jitter = config.train, config.strategy.jitter
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    return RecognitionTraining(
+        network,
+        optimizer,
+        images,
+        build_pipeline(config),
+        Augmentation(
+            recipe.crop_padding,
+            recipe.flip,
+            None if jitter is None else _color_jitter(jitter),
+        ),
+        batch_size=recipe.batch_size,
+        seed=config.seed,
+        label_smoothing=recipe.label_smoothing,
+        autocast=None if config.train.autocast is None else getattr(torch, config.train.autocast),
+        channels_last=config.runtime.channels_last,
+        forward=torch.compile(network) if config.runtime.compile else None,
+    )
+
+
+def build_evaluation(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> RecognitionEvaluation:
+    """Build the evaluation of a network on images, both on the device."""
+    return RecognitionEvaluation(
+        network,
+        images,
+        build_pipeline(config),
+        requantize=config.distortion.requantize,
+        channels_last=config.runtime.channels_last,
+    )
+
+
+def load_split(config: ExperimentConfig, split: str) -> LabelledImages:
+    """Load the training images (``train``), or those to evaluate on (``evaluation``).
+
+    With ``dataset.validation_images`` = n, the evaluation is on n training images, always the same, which the training
+    then does without: the test images stay unseen while a recipe is chosen.
+    """
+    held_out = config.dataset.validation_images
+    source = "test" if split == "evaluation" and not held_out else "train"
+    options = dict(config.dataset.options)
+    if config.dataset.name == "cifar10":
+        options["download"] = config.dataset.download
+    images = load_dataset(config.dataset.name, source, data_directories(config.paths.data), **options)  # type: ignore[arg-type]
+    if not held_out:
+        return images
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
+    return images.subset(order[:held_out] if split == "evaluation" else order[held_out:])
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        RuntimeError: if that device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise RuntimeError(f"runtime.device = {name} is not available here; use runtime.device=auto")
+    return torch.device(name)
+
+
+def memory_format(config: ExperimentConfig) -> torch.memory_format:
+    """Return the layout that networks and batches have in memory."""
+    return torch.channels_last if config.runtime.channels_last else torch.contiguous_format

@@ -1,0 +1,163 @@
+"""A run and its directory: its settings, its weights, and how they came about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from offset_equivariant import provenance
+from offset_equivariant.config import TRAINING_SECTIONS, ExperimentConfig, experiment_config
+from offset_equivariant.reporting.storage import locked, replace_file
+from offset_equivariant.training.checkpoint import Checkpoints
+from offset_equivariant.training.loop import FitState
+from offset_equivariant.training.weights import load_weights, save_weights
+
+#: Settings among those of the training that do not change what is learned: how often a run is looked at or saved,
+#: where its data come from, and what other families of layers would be given.
+_IRRELEVANT_TO_TRAINING = {"train": ("by_family", "log_every", "checkpoint_seconds"), "dataset": ("download",)}
+
+
+class RunDirectoryError(RuntimeError):
+    """A run's directory, or a file of weights, belongs to other settings."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights to evaluate: the file, its digest, and how they came about."""
+
+    path: Path
+    sha256: str
+    facts: Mapping[str, Any]
+
+
+def released_weights_path(results: Path, experiment: str, seed: int) -> Path:
+    """Return where the weights of an experiment are released."""
+    return results / "checkpoints" / f"{experiment}-seed{seed}.safetensors"
+
+
+class Run:
+    """One experiment at one seed, and its directory, which the configuration alone decides.
+
+    Args:
+        settings: the resolved configuration, plain dictionaries, lists and values.
+
+    Raises:
+        ConfigError: for a wrong setting.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.config: ExperimentConfig = experiment_config(settings)
+        self.directory = Path(self.config.paths.runs) / self.config.experiment / f"seed={self.config.seed}"
+        self.checkpoints = Checkpoints(self.directory / "checkpoints")
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the weights of the run's end, or of its last evaluation, lie."""
+        return self.directory / "weights.safetensors"
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The part of the settings that decides what is learned, as JSON would give it back."""
+        chosen = {name: self.settings[name] for name in TRAINING_SECTIONS}
+        for section, irrelevant in _IRRELEVANT_TO_TRAINING.items():
+            chosen[section] = {k: v for k, v in chosen[section].items() if k not in irrelevant}
+        plain: dict[str, Any] = json.loads(json.dumps(chosen))
+        return plain
+
+    def sole_use(self) -> AbstractContextManager[None]:
+        """Hold the directory for this process alone; a second one waits until the first is done."""
+        return locked(self.directory / ".lock")
+
+    def claim(self) -> None:
+        """Write the settings into a new run's directory, or check that those of an old run are the same.
+
+        Raises:
+            RunDirectoryError: if they are not; names the settings that differ.
+        """
+        path = self.directory / "config.json"
+        if path.exists():
+            _require_same(f"the run in {self.directory}", json.loads(path.read_text()), self.training_settings)
+        else:
+            replace_file(path, (json.dumps(self.training_settings, indent=1, sort_keys=True) + "\n").encode())
+
+    def saved_state(self, network: nn.Module) -> FitState | None:
+        """Load the newest checkpoint's weights into ``network`` and return where the run stands; None if nowhere."""
+        saved = self.checkpoints.latest()
+        if saved is None:
+            return None
+        network.load_state_dict(saved["modules"]["network"])
+        return FitState(saved["step"], saved["seconds"], saved["notes"])
+
+    def write_weights(self, network: nn.Module, state: FitState) -> None:
+        """Write the network's weights with the facts about them."""
+        config = self.config
+        facts = {
+            "experiment": config.experiment,
+            "row": config.row,
+            "preset": config.train.preset,
+            "seed": config.seed,
+            "steps": state.step,
+            "total_steps": state.notes["total_steps"],
+            "train_seconds": round(state.seconds, 1),
+            "commits": state.notes["commits"],
+            "dirty": state.notes["dirty"],
+            "train_data_sha256": state.notes["data_sha256"],
+            "config": self.training_settings,
+        }
+        save_weights(network, self.weights_path, facts)
+
+    def find_weights(self, network: nn.Module) -> Weights:
+        """Load the weights to evaluate into ``network``.
+
+        Those that ``weights`` names, else those of the run: of its end, or where it is not over, of its last
+        checkpoint.
+
+        Raises:
+            FileNotFoundError: if there are none.
+            RunDirectoryError: if they were trained with other settings than the configuration's.
+        """
+        path = self.weights_path if self.config.weights is None else Path(self.config.weights)
+        if self.config.weights is None:
+            state = self.saved_state(network)
+            if state is not None:
+                # Before the weights are written anew, with these settings as theirs.
+                self.claim()
+                self.write_weights(network, state)
+            elif not path.exists():
+                raise FileNotFoundError(
+                    f"there is nothing to evaluate in {self.directory}; train first (mode=train), or give weights="
+                )
+        facts = load_weights(network, path)
+        _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
+        return Weights(path, provenance.file_sha256(path), facts)
+
+
+def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    before, now = _flat(old), _flat(new)
+    differences = [
+        f"{name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name, "absent") != now.get(name, "absent")
+    ]
+    if differences:
+        raise RunDirectoryError(
+            f"{what} belongs to other settings ({'; '.join(differences)}). Give the experiment another name=, another "
+            "paths.runs=, or remove what is there"
+        )
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
