@@ -169,7 +169,9 @@ def test_tracking_with_wandb_offline(command_line, short, tmp_path, finished_run
     )
     assert job.wait() == 0, job.text
     run = tmp_path / "runs" / "table1_equivariant_smoke" / "seed=0"
-    (path,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    paths = list(run.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(paths) == 1, job.text
+    path = paths[0]
     records = finished_run(path)
     history = wandb_history(records)
 
