@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue
+from omegaconf.errors import MissingMandatoryValue
 
 from offset_equivariant import provenance
 from offset_equivariant.building import check_components
-from offset_equivariant.config import ConfigError, experiment_config
+from offset_equivariant.config import ConfigError
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record
 from offset_equivariant.reporting.tracking import make_tracker
@@ -61,10 +61,6 @@ def _plain_settings(composed: DictConfig) -> dict[str, Any]:
         experiments = ", ".join(sorted(path.stem for path in (CONFIGURATION / "experiment").glob("*.yaml")))
         advice = f"experiment=<one of {experiments}>" if error.full_key in ("name", "row") else f"{error.full_key}="
         raise ConfigError(f"setting {error.full_key} has no value; give {advice}") from error
-    except InterpolationKeyError:
-        # A value by which another is looked up is wrong; the check names it, where the look-up only names the other.
-        experiment_config(cast(dict[str, Any], OmegaConf.to_container(composed)))
-        raise
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")

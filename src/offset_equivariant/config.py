@@ -108,8 +108,6 @@ class TrainConfig:
     """The training recipe. Exactly one of ``epochs`` and ``steps`` is given."""
 
     preset: str
-    #: Where a preset differs between the families of layers; the settings below refer to their own family's entry.
-    by_family: dict[str, dict[str, float]]
     epochs: float | None
     steps: int | None
     batch_size: int

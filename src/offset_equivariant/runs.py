@@ -18,9 +18,9 @@ from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState
 from offset_equivariant.training.weights import load_weights, save_weights
 
-#: Settings among those of the training that do not change what is learned: how often a run is looked at or saved,
-#: where its data come from, and what other families of layers would be given.
-_IRRELEVANT_TO_TRAINING = {"train": ("by_family", "log_every", "checkpoint_seconds"), "dataset": ("download",)}
+#: Settings among those of the training that do not change what is learned: how often a run is looked at or saved, and
+#: where its data come from.
+_IRRELEVANT_TO_TRAINING = {"train": ("log_every", "checkpoint_seconds"), "dataset": ("download",)}
 
 
 class RunDirectoryError(RuntimeError):
@@ -141,10 +141,11 @@ class Run:
 
 def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     before, now = _flat(old), _flat(new)
+    # A setting that is absent is one that came later, and its null means what was done before it came.
     differences = [
-        f"{name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name, "absent") != now.get(name, "absent")
+        if before.get(name) != now.get(name)
     ]
     if differences:
         raise RunDirectoryError(
