@@ -14,8 +14,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from offset_equivariant.provenance import repository_root
-from offset_equivariant.reporting.storage import replace_file
 from offset_equivariant.runs import released_weights_path
+from offset_equivariant.storage import replace_file
 from offset_equivariant.training.weights import add_digest
 
 

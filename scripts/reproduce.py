@@ -8,6 +8,7 @@ Trainings that were begun go on from their last checkpoint; those that are over 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -35,13 +36,17 @@ RELEASED = ROOT / "results"
 PANEL = {"original": "table1_original", "equivariant": "table1_equivariant"}
 
 
-def main() -> int:
+#: Further words of the command line, for every row.
+OVERRIDES: list[str] = []
+
+
+def main(words: list[str] | None = None) -> int:
     """Run the command line; 0 if every row could be had."""
-    arguments = parse_arguments()
-    experiments = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob(f"{arguments.table}_*.yaml"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = parse_arguments(words)
     records: list[Record] = []
     missing: list[str] = []
-    for name in experiments:
+    for name in experiments_of(arguments.table):
         composed = compose_experiment(name, arguments)
         if composed.weights is not None and not Path(composed.weights).exists():
             missing.append(f"{name}: no weights are released at {composed.weights}; train them with FROM=scratch")
@@ -62,7 +67,12 @@ def main() -> int:
     return 1 if missing else 0
 
 
-def parse_arguments() -> argparse.Namespace:
+def experiments_of(table: str) -> list[str]:
+    """Return the experiments that are rows of a table."""
+    return sorted(path.stem for path in (ROOT / "conf" / "experiment").glob(f"{table}_*.yaml"))
+
+
+def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=["table1"])
     parser.add_argument("--from", dest="source", choices=["released", "scratch"], default="released")
@@ -70,9 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", default="runs/reproduction", help="where records, tables and figures are written")
     parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
-    arguments = parser.parse_args()
-    if arguments.preset == "smoke":
-        arguments.source = "scratch"  # no weights are released for synthetic images
+    arguments = parser.parse_args(words)
     return arguments
 
 
@@ -83,12 +91,13 @@ def compose_experiment(name: str, arguments: argparse.Namespace) -> DictConfig:
         f"train={arguments.preset}",
         f"seed={arguments.seed}",
         f"logger={arguments.logger}",
-        f"paths.results={arguments.results}",
+        f"paths.results='{arguments.results}'",
     ]
     if arguments.source == "released":
         suffix = "" if arguments.preset == "fast" else f"_{arguments.preset}"
         weights = released_weights_path(RELEASED, name + suffix, arguments.seed)
-        overrides += ["mode=evaluate", f"'weights={weights}'"]
+        overrides += ["mode=evaluate", f"weights='{weights}'"]
+    overrides += OVERRIDES
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides)
 

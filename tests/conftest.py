@@ -127,7 +127,9 @@ class CommandLine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # The server is started outside any test's folder and must find the package without an installation.
-        self._environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+        # W&B leaves the address of its own process in the environment of a process that has used it.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        self._environment = inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
         self._server: subprocess.Popen[str] | None = None
 
     def start(self, *words: str, folder: Path) -> Job:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from offset_equivariant.__main__ import _plain_settings
 from offset_equivariant.reporting.records import outcomes_path, read_outcomes, read_record, record_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +77,7 @@ def test_wrong_words_are_an_error_before_any_work(case, command_line, tmp_path):
 def test_wrong_value_in_a_multirun_leaves_no_run(command_line, tmp_path):
     words = ("-m", "experiment=table1_original", "logger=none", "train.batch_size=0,-1")
     code, said = command_line.run(*words, folder=tmp_path)
-    assert code == 2 and "train.batch_size = 0 must be positive" in said
+    assert code == 1 and "train.batch_size = 0 must be positive" in said
     assert [path for path in files_of(tmp_path) if "seed=" in path] == []
 
 
@@ -83,7 +85,7 @@ def test_failed_job_leaves_a_mark_until_it_succeeds(command_line, short, tmp_pat
     words = ("experiment=table1_original", *short, *AT_ZERO)
     code, said = command_line.run(*words, "mode=evaluate", folder=tmp_path)
     run = tmp_path / "runs" / "table1_original_smoke" / "seed=0"
-    assert code == 1 and "there is nothing to evaluate in runs/table1_original_smoke/seed=0; train first" in said
+    assert code == 2 and "there is nothing to evaluate in runs/table1_original_smoke/seed=0; train first" in said
     assert "FileNotFoundError: there is nothing to evaluate" in (run / "FAILED").read_text()
     assert not (tmp_path / "results").exists()
 
@@ -218,3 +220,18 @@ def test_reader_of_imports_finds_what_is_there():
     entry, tracking = (ast.parse((SOURCE / name).read_text()) for name in ("__main__.py", "reporting/tracking.py"))
     assert {"hydra", "omegaconf"} <= imported(entry, inside_functions=False)
     assert "wandb" in imported(tracking, inside_functions=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "preset"),
+    [
+        ([], "fast"),
+        (["train.log_every=7"], "fast"),
+        (["train.epochs=3"], "fast_changed"),
+        (["train=paper", "train.schedule.options.factor=0.2"], "paper_changed"),
+    ],
+)
+def test_a_preset_with_a_setting_changed_has_another_name(words, preset):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("config", ["experiment=table1_original", *words])
+    assert _plain_settings(composed)["train"]["preset"] == preset

@@ -19,9 +19,9 @@ from offset_equivariant.data import pixels_sha256, synthetic_images
 from offset_equivariant.evaluation.sweep import sweep
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record, outcomes_path, read_outcomes, read_record, record_path
-from offset_equivariant.reporting.storage import locked
 from offset_equivariant.reporting.tracking import NullTracker, Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
+from offset_equivariant.storage import locked
 from offset_equivariant.tasks.recognition import RecognitionEvaluation, RecognitionTraining
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.weights import add_digest, load_weights
@@ -383,7 +383,48 @@ def test_checkpoints_hold_no_code_and_the_whole_state(done):
     assert [path.name for path in Checkpoints(directory).paths()] == ["step-00000002.pt", "step-00000004.pt"]
     state = torch.load(directory / "step-00000004.pt", weights_only=True)
     assert set(state) == {"step", "seconds", "notes", "modules", "optimizers", "random"}
-    assert set(state["random"]) == {"python", "numpy", "torch", "cuda"}
+    assert set(state["random"]) == {"python", "numpy", "torch", "cuda", "mps"}
     momenta = state["optimizers"]["network"]["state"]
     assert momenta and all(entry["momentum_buffer"].abs().sum() > 0 for entry in momenta.values())
     assert (state["notes"]["total_steps"], state["notes"]["data_sha256"]) == (4, done[1].data_sha256["train"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["row=orignal"], "table 1 has no row 'orignal', only original, preprocessing_grey_world"),
+        (["table=7"], "there is no table 7, only 1"),
+        (["dataset.classes=5"], "classes = 5, but data set synthetic has 10"),
+        (["+dataset.options.size_of=3"], "data set synthetic has no option 'size_of', only n_train, n_test"),
+        (["model.family_options.offset_groups=1"], "with offset_groups = 1, the std .* by different numbers"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_any_work(settings, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        building.check_components(experiment_config(settings(*overrides)))
+
+
+def test_saturations_that_would_be_one_key_are_refused(settings):
+    with pytest.raises(ConfigError, match="saturations must differ in their first four decimals"):
+        experiment_config(settings("distortion.saturations=[0.1,0.10001]"))
+
+
+def test_a_complete_evaluation_is_not_repeated(done, settings, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(provenance, "commit", lambda: ("c" * 40, False))
+    chosen = settings()
+    first = run(chosen, NullTracker())
+    with caplog.at_level(logging.INFO):
+        assert run(chosen, NullTracker()) == first
+    assert "the evaluation is complete" in caplog.text
+    monkeypatch.setattr(provenance, "commit", lambda: ("d" * 40, False))
+    again = run(chosen, NullTracker())
+    assert again is not None and first is not None
+    assert (again.commit, first.commit) == ("d" * 40, "c" * 40) and again.metrics == first.metrics
+
+
+def test_the_commit_is_the_one_at_the_start(settings, monkeypatch):
+    commits = iter(["a" * 40])
+    monkeypatch.setattr(provenance, "commit", lambda: (next(commits), False))
+    record = run(settings(), NullTracker())
+    assert record is not None
+    assert (record.commit, record.training_commits) == ("a" * 40, ["a" * 40])

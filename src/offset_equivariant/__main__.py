@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
@@ -16,9 +18,9 @@ from offset_equivariant import provenance
 from offset_equivariant.building import check_components
 from offset_equivariant.config import ConfigError
 from offset_equivariant.experiment import run_experiment
-from offset_equivariant.reporting.records import Record
+from offset_equivariant.reporting.records import Record, record_path
 from offset_equivariant.reporting.tracking import make_tracker
-from offset_equivariant.runs import Run
+from offset_equivariant.runs import Run, RunDirectoryError
 from offset_equivariant.training.loop import TrainingInterruptedError
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,9 @@ def run_configuration(composed: DictConfig) -> Record | None:
     run = Run(settings)
     config = run.config
     check_components(config)
-    mark = run.directory / "FAILED"
+    # Where weights from elsewhere are evaluated there is no run, and nothing is left where one would be.
+    directory = run.directory if config.weights is None else Path(config.paths.results)
+    mark = directory / f"FAILED-{config.experiment}-seed{config.seed}" if config.weights else directory / "FAILED"
     mark.unlink(missing_ok=True)
     tracker = make_tracker(
         config.logger.kind,
@@ -40,14 +44,14 @@ def run_configuration(composed: DictConfig) -> Record | None:
         name=f"{config.experiment}-seed{config.seed}",
         group=None if config.table is None else f"table{config.table}",
         config=settings,
-        directory=run.directory,
+        directory=directory,
     )
     try:
         return run_experiment(run, tracker)
     except TrainingInterruptedError:
         raise
     except Exception:
-        run.directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         mark.write_text(traceback.format_exc())
         raise
     finally:
@@ -56,11 +60,23 @@ def run_configuration(composed: DictConfig) -> Record | None:
 
 def _plain_settings(composed: DictConfig) -> dict[str, Any]:
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+        settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+        _name_changed_preset(settings["train"])
+        return settings
     except MissingMandatoryValue as error:
         experiments = ", ".join(sorted(path.stem for path in (CONFIGURATION / "experiment").glob("*.yaml")))
         advice = f"experiment=<one of {experiments}>" if error.full_key in ("name", "row") else f"{error.full_key}="
         raise ConfigError(f"setting {error.full_key} has no value; give {advice}") from error
+
+
+def _name_changed_preset(train: dict[str, Any]) -> None:
+    """A preset with a setting changed is another one: its numbers must not stand under the preset's name."""
+    path = CONFIGURATION / "train" / f"{train['preset']}.yaml"
+    preset = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    assert isinstance(preset, dict)
+    decisive = [name for name in preset if name in train and name not in ("log_every", "checkpoint_seconds")]
+    if any(train[name] != preset[name] for name in decisive):
+        train["preset"] += "_changed"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")
@@ -68,7 +84,10 @@ def main(composed: DictConfig) -> float | None:
     """Run the experiment that the command line composes; returns its error at the lowest saturation."""
     try:
         record = run_configuration(composed)
-    except ConfigError as error:
+    except (ConfigError, RunDirectoryError, FileNotFoundError) as error:
+        # These say what to do, and where in the code they came from does not help. In a multirun Hydra must see them.
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
         log.error("%s", error)
         sys.exit(2)
     except TrainingInterruptedError as interruption:
@@ -77,21 +96,10 @@ def main(composed: DictConfig) -> float | None:
     if record is None:
         return None
     saturation, error_percent = next(iter(record.metrics["error_percent"].items()))
-    path = Path(config_path_of(record))
-    log.info(
-        "%s seed %d: error %.2f %% at S = %s; record in %s",
-        record.experiment,
-        record.seed,
-        error_percent,
-        saturation,
-        path,
-    )
+    name = f"{record.experiment} seed {record.seed}"
+    path = record_path(Path(composed.paths.results), record.experiment, record.seed)
+    log.info("%s: error %.2f %% at S = %s; record in %s", name, error_percent, saturation, path)
     return error_percent
-
-
-def config_path_of(record: Record) -> str:
-    """Return the name of the record below its results folder."""
-    return f"records/{record.experiment}/seed{record.seed}.json"
 
 
 if __name__ == "__main__":

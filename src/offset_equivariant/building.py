@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from offset_equivariant.color import BALANCING_METHODS, ColorJitter, balance, make_clipping
 from offset_equivariant.color.representation import Representation
 from offset_equivariant.config import ConfigError, ExperimentConfig, JitterConfig
-from offset_equivariant.data import LabelledImages, data_directories, load_dataset
+from offset_equivariant.data import LabelledImages, check_options, data_directories, load_dataset
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn.families import FAMILIES
+from offset_equivariant.reporting.comparison import find_row
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionEvaluation, RecognitionTraining
 from offset_equivariant.training.schedules import make_schedule
 
@@ -31,10 +32,25 @@ def build_pipeline(config: ExperimentConfig) -> InputPipeline:
     settings = config.model.representation
     statistics = config.dataset.statistics[settings.statistics]
     clipping = None if settings.clipping is None else make_clipping(settings.clipping, **settings.clipping_options)
+    _require_one_scale_a_group(config)
     representation = Representation(settings.space, tuple(statistics["mean"]), tuple(statistics["std"]), clipping)
     if config.strategy.balancing is None:
         return InputPipeline(representation)
     return InputPipeline(representation, partial(_balanced, method=config.strategy.balancing))
+
+
+def _require_one_scale_a_group(config: ExperimentConfig) -> None:
+    """Channels of one offset group must be divided by the same number: otherwise one offset becomes several."""
+    groups = config.model.family_options.get("offset_groups")
+    std = config.dataset.statistics[config.model.representation.statistics]["std"]
+    if groups and len(std) % groups == 0:
+        size = len(std) // groups
+        if any(len(set(std[first : first + size])) > 1 for first in range(0, len(std), size)):
+            raise ValueError(
+                f"with offset_groups = {groups}, the std {std} divides one group's channels by different numbers, and "
+                f"the network is not invariant; give statistics {config.model.representation.statistics!r} with one "
+                "std a group"
+            )
 
 
 def _balanced(linear: Tensor, method: str) -> Tensor:
@@ -51,13 +67,16 @@ def check_components(config: ExperimentConfig) -> None:
     components: dict[str, Callable[[], object]] = {
         "model": lambda: build_network(config),
         "model.representation": lambda: build_pipeline(config),
-        "train.schedule": lambda: make_schedule(schedule.name, 1, **schedule.options),
+        "train.schedule": lambda: make_schedule(schedule.name, 1, **schedule.options)(0),
         "strategy.jitter": lambda: None if jitter is None else _color_jitter(jitter),
+        "dataset": lambda: check_options(config.dataset.name, config.dataset.classes, config.dataset.options),
+        "runtime.device": lambda: choose_device(config.runtime.device),
+        "table, row": lambda: None if config.table is None else find_row(config.table, config.row),
     }
     for name, build in components.items():
         try:
             build()
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(f"{name}: {error}") from error
 
 

@@ -92,6 +92,8 @@ class DistortionConfig:
         values = [float(self.saturation)] if self.saturation is not None else [float(s) for s in self.saturations or []]
         if not values or any(not 0 <= s <= 1 for s in values):
             raise ConfigError(f"distortion: saturations must lie in [0, 1], got {values}")
+        if len({round(s, 4) for s in values}) < len(values):
+            raise ConfigError(f"distortion: saturations must differ in their first four decimals, got {values}")
         return values
 
 

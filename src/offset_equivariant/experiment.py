@@ -23,7 +23,7 @@ from offset_equivariant.building import (
 )
 from offset_equivariant.data import LabelledImages
 from offset_equivariant.evaluation.sweep import Evaluation, sweep
-from offset_equivariant.reporting.records import Record, saturation_key, save_evaluation, write_record
+from offset_equivariant.reporting.records import Record, read_record, record_path, saturation_key, save_evaluation
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
 from offset_equivariant.runs import Run, Weights
@@ -65,7 +65,29 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
             train(run, network, device, tracker)
     if config.mode == "train":
         return None
-    return evaluate(run, network, run.find_weights(network), device, tracker)
+    weights = run.find_weights(network)
+    done = None if config.mode == "evaluate" else finished_record(run, weights)
+    if done is not None:
+        log.info("the evaluation is complete: %s seed %d was measured by this code", done.experiment, done.seed)
+        return done
+    return evaluate(run, network, weights, device, tracker)
+
+
+def finished_record(run: Run, weights: Weights) -> Record | None:
+    """Return the record of these weights, if this commit has measured them at all the saturations asked for."""
+    path = record_path(Path(run.config.paths.results), run.config.experiment, run.config.seed)
+    if run.dirty or not path.exists():
+        return None
+    record = read_record(path)
+    wanted = {saturation_key(s) for s in run.config.distortion.values()}
+    same = (
+        record.commit == run.commit
+        and not record.dirty
+        and record.checkpoint_sha256 == weights.sha256
+        and record.config_sha256 == provenance.config_sha256(recorded_settings(run))
+        and all(wanted <= by_saturation.keys() for by_saturation in record.metrics.values())
+    )
+    return record if same else None
 
 
 def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) -> None:
@@ -80,13 +102,11 @@ def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) 
     task = build_training(run.config, network, images)
     total_steps = recipe.total_steps(task.steps_per_epoch)
     schedule = make_schedule(recipe.schedule.name, total_steps, **recipe.schedule.options)
-    commit, dirty = provenance.commit()
     state = fit(
         task,
         run.directory,
         FitSettings(total_steps, schedule, recipe.log_every, recipe.checkpoint_seconds, run.config.runtime.progress),
-        device=device,
-        notes={"commits": [commit], "dirty": dirty, "data_sha256": images.sha256, "total_steps": total_steps},
+        notes={"commits": [run.commit], "dirty": run.dirty, "data_sha256": images.sha256, "total_steps": total_steps},
         on_log=lambda scalars, step: tracker.log({f"train/{name}": value for name, value in scalars.items()}, step),
     )
     run.write_weights(network, state)
@@ -111,12 +131,14 @@ def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.devic
     )
     seconds = time.perf_counter() - started
     record = make_record(run, network, weights, images, evaluation, seconds, device)
-    record = save_evaluation(Path(config.paths.results), record, _by_key(evaluation.outcomes))
-    if config.weights is None:
-        write_record(record, run.directory / "record.json")
+    copy = None if config.weights is not None else run.directory / "record.json"
+    record = save_evaluation(Path(config.paths.results), record, _by_key(evaluation.outcomes), copy)
     _track(tracker, record)
-    if record.table is not None:
-        track_table(tracker, Path(config.paths.results), record.table)
+    try:
+        if record.table is not None:
+            track_table(tracker, Path(config.paths.results), record.table)
+    except ValueError as error:  # of another record: this one is written
+        log.warning("the table is not tracked: %s", error)
     return record
 
 
@@ -131,10 +153,7 @@ def make_record(
 ) -> Record:
     """Tie an evaluation to everything that its numbers come from."""
     config, facts = run.config, weights.facts
-    commit, dirty = provenance.commit()
-    recorded = {name: value for name, value in run.settings.items() if name not in _UNRECORDED}
-    # Which saturations were measured is what the metrics say; jobs of one each make one record.
-    recorded["distortion"] = {k: v for k, v in recorded["distortion"].items() if k not in ("saturation", "saturations")}
+    recorded = recorded_settings(run)
     return Record(
         experiment=config.experiment,
         table=config.table,
@@ -150,8 +169,8 @@ def make_record(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         config=recorded,
         config_sha256=provenance.config_sha256(recorded),
-        commit=commit,
-        dirty=dirty,
+        commit=run.commit,
+        dirty=run.dirty,
         training_commits=list(facts["commits"]),
         training_dirty=facts["dirty"],
         steps=facts["steps"],
@@ -162,6 +181,16 @@ def make_record(
         train_seconds=facts["train_seconds"],
         evaluate_seconds=round(seconds, 1),
     )
+
+
+def recorded_settings(run: Run) -> dict[str, Any]:
+    """Return the settings that a record's numbers are a result of.
+
+    Without the saturations: which were measured is what the metrics say, and jobs of one each make one record.
+    """
+    recorded = {name: value for name, value in run.settings.items() if name not in _UNRECORDED}
+    recorded["distortion"] = {k: v for k, v in recorded["distortion"].items() if k not in ("saturation", "saturations")}
+    return recorded
 
 
 def _track(tracker: Tracker, record: Record) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from offset_equivariant import provenance
 from offset_equivariant.config import TRAINING_SECTIONS, ExperimentConfig, experiment_config
-from offset_equivariant.reporting.storage import locked, replace_file
+from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState
 from offset_equivariant.training.weights import load_weights, save_weights
@@ -56,6 +56,8 @@ class Run:
         self.config: ExperimentConfig = experiment_config(settings)
         self.directory = Path(self.config.paths.runs) / self.config.experiment / f"seed={self.config.seed}"
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
+        # Asked now: the code that runs is the one that was there when it was loaded.
+        self.commit, self.dirty = provenance.commit()
 
     @property
     def weights_path(self) -> Path:

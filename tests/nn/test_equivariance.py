@@ -47,7 +47,7 @@ def test_the_errors_are_those_of_eq_2(function, output, share):
         assert offset.mean(2).std() > 1  # and not the same everywhere
         largest = offset.abs().max().item()
         assert measurement.absolute == pytest.approx(share * largest, rel=1e-5)
-        scale = max(function(plain).abs().max().item(), largest)
+        scale = max(function(plain).abs().max().item(), 0 if output == "invariant" else largest)
         assert measurement.relative == pytest.approx(share * largest / scale, rel=1e-5)
     assert not report.equivariant
     assert report.worst() == max(m.relative for m in report.measurements if m.dtype == torch.float64)
@@ -181,3 +181,17 @@ def test_wrong_arguments_are_refused():
         check_equivariance(nn.Identity())
     with pytest.raises(ValueError, match=r"channels = 7 .* offset_groups = 3; .* 6 or 9"):
         check_equivariance(nn.Identity(), (2, 7))
+
+
+def test_an_output_of_zeros_has_no_relative_error_to_divide_by():
+    report = check_equivariance(Function(lambda x: 0 * x), (2, 6), output="invariant")
+    assert report.equivariant and report.worst() == 0.0
+
+
+def test_what_breaks_in_single_precision_alone_is_named():
+    def rounded(x):
+        return x.half().to(x.dtype) if x.dtype == torch.float32 else x
+
+    report = check_equivariance(nn.Sequential(nn.Identity(), Function(rounded)), (2, 6))
+    assert not report.equivariant and report.first_breaking == "1"
+    assert report.worst(torch.float64) < 1e-12

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from offset_equivariant.provenance import file_sha256
 from offset_equivariant.reporting.figures import figure2_csv
 from offset_equivariant.reporting.predictions import read_panel
 from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes
+from offset_equivariant.reporting.search import render_search
 from offset_equivariant.reporting.tables import readme_block, render_tables, replace_block
+from offset_equivariant.training.weights import read_digests
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -64,3 +67,17 @@ def test_error_rates_are_those_of_the_outcomes(records):
         for saturation, outcomes in errors.items():
             expected = 100 * outcomes.mean()
             assert record.metrics["error_percent"][saturation] == pytest.approx(expected, abs=1e-9), (path, saturation)
+
+
+def test_search_is_what_its_records_say():
+    committed = RESULTS / "search" / "search.md"
+    records = find_records(RESULTS / "search")
+    assert records and committed.read_text(encoding="utf-8") == render_search(records), "run `make tables` and commit"
+    assert not [record.experiment for record in records if record.flags]
+
+
+def test_released_weights_are_listed_and_recorded():
+    released = sorted((RESULTS / "checkpoints").glob("*.safetensors"))
+    digests = {path.name: file_sha256(path) for path in released}
+    assert digests == read_digests(RESULTS / "checkpoints")
+    assert set(digests.values()) <= {record.checkpoint_sha256 for record in find_records(RESULTS)}

@@ -79,3 +79,14 @@ def test_absent_weights_and_those_of_another_network(tmp_path):
     save_weights(network, tmp_path / "w.safetensors", {})
     with pytest.raises(RuntimeError, match="size mismatch"):
         load_weights(CifarResNet(8, 10, OffsetEquivariant()), tmp_path / "w.safetensors")
+
+
+def test_a_file_that_the_list_of_digests_lacks_is_refused(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    for name in ("listed", "other"):
+        save_weights(network, tmp_path / f"{name}.safetensors", {})
+    load_weights(network, tmp_path / "other.safetensors")
+    add_digest(tmp_path / "listed.safetensors")
+    load_weights(network, tmp_path / "listed.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors is not in .*SHA256SUMS"):
+        load_weights(network, tmp_path / "other.safetensors")

@@ -1,10 +1,11 @@
 """Data sets: where they lie, how they are read, and a registry of them by name."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from offset_equivariant.data.cifar10 import load_cifar10
+from offset_equivariant.data.cifar10 import CLASSES, load_cifar10
 from offset_equivariant.data.labelled_images import LabelledImages, Split, pixels_sha256
 from offset_equivariant.data.locations import DataNotFoundError, data_directories
 from offset_equivariant.data.synthetic import synthetic_images
@@ -14,6 +15,7 @@ __all__ = [
     "DataNotFoundError",
     "LabelledImages",
     "Split",
+    "check_options",
     "data_directories",
     "load_cifar10",
     "load_dataset",
@@ -47,3 +49,21 @@ def load_dataset(name: str, split: Split, directories: Sequence[Path], **options
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}; valid names are {', '.join(sorted(DATASETS))}")
     return DATASETS[name](split, directories, **options)
+
+
+def check_options(name: str, classes: int, options: Mapping[str, Any]) -> None:
+    """Check the options of a data set without loading it.
+
+    Raises:
+        ValueError: when the name is unknown, an option is not the data set's, or it has another number of classes.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"there is no data set {name!r}; valid names are {', '.join(sorted(DATASETS))}")
+    loader = synthetic_images if name == "synthetic" else DATASETS[name]
+    valid = [option for option in inspect.signature(loader).parameters if option not in ("split", "directories")]
+    unknown = [option for option in options if option not in valid]
+    if unknown:
+        raise ValueError(f"data set {name} has no option {unknown[0]!r}, only {', '.join(valid)}")
+    expected = len(CLASSES) if name == "cifar10" else options.get("classes", 10)
+    if classes != expected:
+        raise ValueError(f"classes = {classes}, but data set {name} has {expected}")

@@ -32,7 +32,7 @@ class Measurement:
         training: whether the module was in training mode.
         magnitude: standard deviation of the offsets.
         absolute: largest |f(x + GΔ) - f(x) - GΔ|.
-        relative: the same, divided by the largest magnitude in f(x) and Δ.
+        relative: the same, divided by the largest magnitude in f(x) and, unless the output is to be invariant, Δ.
     """
 
     dtype: torch.dtype
@@ -109,15 +109,17 @@ def check_equivariance(
     broken: str | None = None
     for dtype in TOLERANCES:
         for training in (False, True):
-            candidate = copy.deepcopy(module).to(dtype).train(training)
+            # On the CPU: not every device has double precision.
+            candidate = copy.deepcopy(module).cpu().to(dtype).train(training)
             project_(candidate)
             for magnitude in magnitudes:
                 probe = _Probe(candidate, input_shapes, offset_groups, magnitude, dtype, seed)
                 measured = probe.measure(output, training)
                 measurements.append(measured)
                 follows = measured.relative <= TOLERANCES[dtype]  # false for NaN
-                if broken is None and dtype == torch.float64 and not follows:
-                    broken = probe.first_breaking()
+                if not follows and (broken is None or dtype == torch.float64):
+                    found = probe.first_breaking()
+                    broken = broken if found is None else found
     return EquivarianceReport(tuple(measurements), broken)
 
 
@@ -138,19 +140,17 @@ class _Probe:
         self.magnitude = magnitude
         self.dtype = dtype
         self.seed = seed
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
         generator = torch.Generator().manual_seed(seed)
         self.inputs = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
         self.offset = magnitude * torch.randn(shapes[0][0], offset_groups, generator=generator, dtype=torch.float64)
-        self.moved = [add_offset(x, self.offset).to(device, dtype) for x in self.inputs]
+        self.moved = [add_offset(x, self.offset).to(dtype) for x in self.inputs]
         # What rounding x + GΔ loses is no error of the module: the plain input is the moved one, moved back.
-        self.offset = self.offset.to(device, dtype)
+        self.offset = self.offset.to(dtype)
         self.inputs = [add_offset(x, -self.offset) for x in self.moved]
 
     @torch.no_grad()
     def run(self, inputs: Sequence[Tensor]) -> Tensor:
-        devices = [inputs[0].device] if inputs[0].device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             result: Tensor = self.module(*inputs)
         return result
@@ -163,8 +163,11 @@ class _Probe:
         elif output == "mean":
             expected = add_offset(plain, self.offset.mean(1, keepdim=True))
         absolute = (moved - expected).abs().max().item()
-        scale = max(plain.abs().max().item(), self.offset.abs().max().item())
-        return Measurement(self.dtype, training, self.magnitude, absolute, absolute / scale)
+        scale = plain.abs().max().item()
+        if output != "invariant":
+            scale = max(scale, self.offset.abs().max().item())
+        relative = absolute / scale if scale else absolute
+        return Measurement(self.dtype, training, self.magnitude, absolute, relative)
 
     def first_breaking(self) -> str | None:
         with _recorded(self.module) as calls:

@@ -108,7 +108,7 @@ class Conventional:
         return nn.Identity()
 
     def initialise_(self, network: nn.Module) -> None:
-        """He et al.'s normal initialisation of convolutions (fan in), torch's of the rest, biases zero."""
+        """He et al.'s normal initialisation of convolutions (fan in) with biases zero; torch's own of the rest."""
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -125,7 +125,7 @@ class OffsetEquivariant:
         constraint: how Eq. 10 and 16 are held; with ``projection``, call
             :func:`~offset_equivariant.nn.constraint.project_` after each optimiser step.
         shortcut_padding: see :class:`~offset_equivariant.nn.residual.OptionAShortcut`.
-        init_gain: standard deviation of the initial convolution weights in units of He et al.'s, before projection.
+        init_gain: standard deviation of the initial convolution weights in units of He et al.'s, after projection.
     """
 
     offset_groups: int = 3

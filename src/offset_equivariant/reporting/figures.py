@@ -21,7 +21,7 @@ from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel
 from offset_equivariant.reporting.records import Record, find_records
 from offset_equivariant.reporting.statistics import mean_and_std
-from offset_equivariant.reporting.storage import replace_file
+from offset_equivariant.storage import replace_file
 
 # Okabe and Ito's palette, which is told apart under the common forms of colour blindness; and a marker each.
 _STYLES = {

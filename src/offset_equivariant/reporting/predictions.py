@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from offset_equivariant.reporting.storage import replace_file
+from offset_equivariant.storage import replace_file
 
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 _OTHER = "#D9D9D9"

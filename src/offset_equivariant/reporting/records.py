@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import numpy as np
 from numpy.typing import NDArray
 
-from offset_equivariant.reporting.storage import locked, replace_file
+from offset_equivariant.storage import locked, replace_file
 
 Metrics = dict[str, dict[str, float]]
 Outcomes = dict[str, dict[str, NDArray[Any]]]
@@ -37,7 +37,7 @@ class Record:
         row: Row of that table, in the paper's words.
         dataset: Name of the data set.
         preset: Name of the training preset.
-        seed: Seed of training and of the test illuminants.
+        seed: Seed of training. That of the test's hues is in the configuration, ``distortion.seed``.
         complete: Whether the training of the weights had finished.
         metrics: Metric -> saturation (see :func:`saturation_key`) -> value.
         n: Number of test images.
@@ -197,13 +197,14 @@ def merge_records(old: Record, new: Record) -> Record:
     )
 
 
-def save_evaluation(results: Path, record: Record, outcomes: Outcomes) -> Record:
+def save_evaluation(results: Path, record: Record, outcomes: Outcomes, copy: Path | None = None) -> Record:
     """Merge an evaluation into what ``results`` holds for its experiment and seed, safely beside concurrent jobs.
 
     Args:
         results: Folder of results.
         record: The evaluation's record.
         outcomes: Its per-image outcomes, each of shape (``record.n``,).
+        copy: Where the record is written a second time, None for nowhere.
 
     Returns:
         The record as written.
@@ -226,6 +227,8 @@ def save_evaluation(results: Path, record: Record, outcomes: Outcomes) -> Record
         # Outcomes first: a job killed in between leaves a record without the new numbers, and is simply run again.
         write_outcomes(beside, outcomes)
         write_record(record, path)
+        if copy is not None:
+            write_record(record, copy)
     return record
 
 
@@ -255,7 +258,8 @@ def load_outcomes(results: Path, records: Iterable[Record]) -> dict[tuple[str, i
 
 
 def _continues(old: Record, new: Record) -> bool:
-    same = ("experiment", "seed", "config_sha256", "checkpoint_sha256", "data_sha256", "n")
+    # The commit and the environment too: a record says one of each for all of its numbers.
+    same = ("experiment", "seed", "config_sha256", "checkpoint_sha256", "data_sha256", "n", "commit", "environment")
     return all(getattr(old, name) == getattr(new, name) for name in same)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from offset_equivariant.reporting.records import Record, find_records
-from offset_equivariant.reporting.storage import replace_file
+from offset_equivariant.storage import replace_file
 
 _HEADER = (
     "| Family | Learning rate | Weight decay | Epochs | Error (%) at S = 0.0 | 0.5 | 0.9 | Commit |\n"

@@ -18,7 +18,7 @@ from offset_equivariant.reporting.comparison import (
     build_table1,
 )
 from offset_equivariant.reporting.records import find_records, load_outcomes, saturation_key
-from offset_equivariant.reporting.storage import replace_file
+from offset_equivariant.storage import replace_file
 
 __all__ = [
     "README_BEGIN",

@@ -6,8 +6,8 @@ code. It is written under a temporary name and renamed, so a crash leaves the on
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from offset_equivariant.storage import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +39,17 @@ class Checkpoints:
         """Write ``state`` as the checkpoint of ``step`` and delete all but the newest ``keep``."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"step-{step:08d}.pt"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        content = io.BytesIO()
+        torch.save(dict(state), content)
+        replace_file(path, content.getvalue())
         for old in self.paths()[: -self.keep]:
             old.unlink()
         return path
 
-    def latest(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """Load the newest readable checkpoint, or None. One that cannot be read is named in a warning and passed over.
+    def latest(self) -> dict[str, Any] | None:
+        """Load the newest readable checkpoint to the CPU, or None.
+
+        One that cannot be read is named in a warning and passed over.
 
         Raises:
             RuntimeError: if there are checkpoints and none can be read.
@@ -56,7 +57,7 @@ class Checkpoints:
         paths = self.paths()
         for path in reversed(paths):
             try:
-                state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
                 return state
             except Exception as error:  # a damaged file fails in many ways, all of which mean the same
                 log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, error)
@@ -75,6 +76,7 @@ def random_states() -> dict[str, Any]:
         "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
 
@@ -87,6 +89,8 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"].cpu())
     if states["cuda"]:
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    for state in states.get("mps", []):
+        torch.mps.set_rng_state(state.cpu())
 
 
 def training_state(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:

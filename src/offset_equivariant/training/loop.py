@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from offset_equivariant.storage import replace_file
 from offset_equivariant.tasks.task import Trainable
 from offset_equivariant.training.checkpoint import Checkpoints, restore_training_state, training_state
 from offset_equivariant.training.schedules import Schedule
@@ -65,7 +65,6 @@ def fit(
     directory: Path,
     settings: FitSettings,
     *,
-    device: torch.device | str = "cpu",
     notes: Mapping[str, Any] | None = None,
     on_log: Callable[[dict[str, float], int], None] = lambda scalars, step: None,
 ) -> FitState:
@@ -77,7 +76,6 @@ def fit(
         task: what is learned.
         directory: of the run.
         settings: how to run.
-        device: where checkpoints are loaded to.
         notes: put into the checkpoints; those of a checkpoint that is resumed come first, see :func:`merge_notes`.
         on_log: called with every logged set of scalars and its step.
 
@@ -89,7 +87,7 @@ def fit(
         TrainingInterruptedError: after SIGTERM or Ctrl-C, when the checkpoint is written.
     """
     checkpoints = Checkpoints(directory / "checkpoints")
-    state = _resume(task, checkpoints, device, notes or {})
+    state = _resume(task, checkpoints, notes or {})
     journal = Journal(directory / "log.jsonl", state.step)
     meter = _Meter(task.batch_size)
     saved_at = time.monotonic()
@@ -134,10 +132,8 @@ def fit(
     return state
 
 
-def _resume(
-    task: Trainable, checkpoints: Checkpoints, device: torch.device | str, notes: Mapping[str, Any]
-) -> FitState:
-    saved = checkpoints.latest(device)
+def _resume(task: Trainable, checkpoints: Checkpoints, notes: Mapping[str, Any]) -> FitState:
+    saved = checkpoints.latest()
     if saved is None:
         return FitState(notes=dict(notes))
     restore_training_state(saved, task.modules(), task.optimizers())
@@ -213,9 +209,7 @@ class Journal:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        replace_file(path, "".join(kept).encode())
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         with self.path.open("a") as file:

@@ -14,7 +14,7 @@ from torch import nn
 
 from offset_equivariant.nn.constraint import remove_parametrizations_
 from offset_equivariant.provenance import file_sha256
-from offset_equivariant.reporting.storage import replace_file
+from offset_equivariant.storage import replace_file
 
 #: Name of the list of digests beside the weights, in the format of ``sha256sum``.
 DIGESTS = "SHA256SUMS"
@@ -40,18 +40,25 @@ def load_weights(network: nn.Module, path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is listed in ``SHA256SUMS`` beside it with another digest: it is damaged.
+        ValueError: if there is a ``SHA256SUMS`` beside the file and it lacks it, or has another digest for it.
         RuntimeError: if the weights are of another network.
     """
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at {path}")
-    listed = read_digests(path.parent).get(path.name)
-    if listed is not None and listed != file_sha256(path):
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {path.parent / DIGESTS}; restore the file")
+    if (path.parent / DIGESTS).exists():
+        _check_digest(path)
     network.load_state_dict(load_file(path))
     with safe_open(path, "pt") as file:
         facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
     return facts
+
+
+def _check_digest(path: Path) -> None:
+    listed, sums = read_digests(path.parent).get(path.name), path.parent / DIGESTS
+    if listed is None:
+        raise ValueError(f"{path} is not in {sums}: it is not a released file; release it, or move it elsewhere")
+    if listed != file_sha256(path):
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {sums}; restore the file")
 
 
 def read_digests(directory: Path) -> dict[str, str]:

@@ -1,0 +1,124 @@
+"""The scripts behind Make's targets, on tiny synthetic runs."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from offset_equivariant.provenance import repository_root
+from offset_equivariant.reporting.records import find_records
+from offset_equivariant.training.weights import read_digests
+
+ROOT = repository_root()
+ROWS = ["table1_equivariant", "table1_original"]
+
+
+def load_script(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def reproduce(tiny_words) -> ModuleType:
+    """The script, with two rows of tiny networks."""
+    module = load_script("reproduce")
+    chosen_by_the_script = ("train=", "logger=")
+    words = [word for word in tiny_words if not word.startswith(chosen_by_the_script)]
+    module.OVERRIDES = [*words, "distortion.saturations=[0.0,0.5,0.9]"]
+    module.experiments_of = lambda table: ROWS
+    return module
+
+
+def run(module: ModuleType, folder: Path, *words: str) -> int:
+    return module.main(["table1", "--logger", "none", "--preset", "smoke", "--results", str(folder / "a,b"), *words])
+
+
+@pytest.fixture(scope="module")
+def trained(reproduce, tmp_path_factory):
+    """Where two rows were trained from scratch, by the script."""
+    folder = tmp_path_factory.mktemp("scratch")
+    reproduce.OVERRIDES = [*reproduce.OVERRIDES, f"paths.runs={folder}/runs"]
+    assert run(reproduce, folder, "--from", "scratch") == 0
+    return folder
+
+
+@pytest.fixture
+def released(trained, tmp_path, monkeypatch, reproduce):
+    """A results folder into which the weights of these runs were released."""
+    release = load_script("release_weights")
+    runs = sorted((trained / "runs").glob("*/seed=0"))
+    for path in runs:
+        # What a clean tree would have said, whatever the tree that the tests run on.
+        weights = path / "weights.safetensors"
+        with safe_open(weights, "pt") as file:
+            facts = json.loads(file.metadata()["facts"]) | {"dirty": False}
+        save_file(load_file(weights), weights, {"facts": json.dumps(facts)})
+        release.release(path, tmp_path)
+    monkeypatch.setattr(reproduce, "RELEASED", tmp_path)
+    return tmp_path
+
+
+def test_from_scratch_gives_records_table_and_figures(trained, capsys):
+    results = trained / "a,b"
+    records = find_records(results, table=1)
+    assert [record.experiment for record in records] == [f"{row}_smoke" for row in ROWS]
+    assert all(record.complete and set(record.metrics["error_percent"]) == {"0.0", "0.5", "0.9"} for record in records)
+    table = (results / "tables" / "table1.md").read_text()
+    assert f"{records[1].metrics['error_percent']['0.5']:.2f}" in table and "synthetic" in table
+    assert len((results / "figures" / "figure2.csv").read_text().splitlines()) == 1 + 2 * 3
+    for name in ("figure2.png", "figure2.svg", "figure3.png", "figure3.svg", "figure3.npz"):
+        assert (results / "figures" / name).stat().st_size > 5_000
+
+
+def test_released_weights_give_the_numbers_of_their_training(trained, released, reproduce, tmp_path, capsys):
+    names = [path.name for path in sorted((released / "checkpoints").glob("*.safetensors"))]
+    assert names == [f"{row}_smoke-seed0.safetensors" for row in ROWS]
+    assert list(read_digests(released / "checkpoints")) == names
+    assert run(reproduce, tmp_path, "--from", "released") == 0
+    before, after = (find_records(folder / "a,b", table=1) for folder in (trained, tmp_path))
+    assert [record.metrics for record in after] == [record.metrics for record in before]
+    assert "# Table 1" in capsys.readouterr().out
+
+
+def test_a_row_without_released_weights_is_named_and_the_others_stand(released, reproduce, tmp_path, capsys):
+    (released / "checkpoints" / "table1_original_smoke-seed0.safetensors").unlink()
+    assert run(reproduce, tmp_path, "--from", "released") == 1
+    message = capsys.readouterr().err
+    assert "missing row table1_original" in message and "FROM=scratch" in message
+    assert [record.row for record in find_records(tmp_path / "a,b")] == ["equivariant"]
+
+
+def test_unfinished_or_dirty_weights_are_not_released(trained, tmp_path):
+    release = load_script("release_weights")
+    source = trained / "runs" / "table1_original_smoke" / "seed=0"
+    for changes in ({"steps": 3, "dirty": False}, {"dirty": True}):
+        run_folder = tmp_path / "run"
+        shutil.copytree(source, run_folder, dirs_exist_ok=True)
+        weights = run_folder / "weights.safetensors"
+        with safe_open(weights, "pt") as file:
+            facts = json.loads(file.metadata()["facts"]) | changes
+        save_file(load_file(weights), weights, {"facts": json.dumps(facts)})
+        with pytest.raises(ValueError, match=r"weights\.safetensors: step \d+ of 32, dirty"):
+            release.release(run_folder, tmp_path / "results")
+    with pytest.raises(FileNotFoundError, match="the training has not ended"):
+        release.release(tmp_path, tmp_path / "results")
+
+
+def test_statistics_are_those_of_the_configuration(monkeypatch, capsys):
+    script = load_script("compute_statistics")
+    monkeypatch.setattr(sys, "argv", ["compute_statistics.py", "synthetic"])
+    script.main()
+    printed = capsys.readouterr().out.splitlines()
+    configured = (ROOT / "conf" / "dataset" / "synthetic.yaml").read_text().splitlines()
+    assert [line.strip() for line in printed] == [
+        line.split("#")[0].strip() for line in configured[configured.index("statistics:") :]
+    ]
