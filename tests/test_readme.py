@@ -1,0 +1,33 @@
+"""What the README shows is true: its example runs, its commands and files exist."""
+
+import re
+from typing import Any
+
+import torch
+
+from offset_equivariant.nn import check_equivariance
+from offset_equivariant.provenance import repository_root
+
+ROOT = repository_root()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_is_equivariant(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert "float64" in capsys.readouterr().out
+    network = names["net"]
+    assert check_equivariance(network.features, (2, 3, 32, 32), output="mean").worst() < 1e-12
+    srgb = torch.rand(2, 3, 32, 32)
+    assert network(srgb).shape == (2, 10)
+
+
+def test_commands_experiments_and_links_exist():
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`?make ([a-z0-9-]+)", README)) <= targets
+    experiments = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+    shown = set(re.findall(r"`(table1_[a-z_]+)`", README))
+    assert shown == {name for name in experiments if name.startswith("table1_")}
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+    assert [link for link in links if not link.startswith("results/") and not (ROOT / link).exists()] == []
