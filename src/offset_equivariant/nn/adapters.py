@@ -6,6 +6,8 @@ normalisation, activation and merge in fewer passes over memory.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from offset_equivariant.groups import add_offset, channels_per_group, split_groups
@@ -44,38 +46,35 @@ class OffsetAdapter(nn.Module):
         return add_offset(self.module(add_offset(x, -subtracted)), added)
 
 
-class BatchNorm1d(OffsetAdapter):
+class _BatchNorm(OffsetAdapter):
+    """What batch normalisation of one and two dimensions shares: all but torch's own layer."""
+
+    _normalisation: ClassVar[type[nn.BatchNorm1d] | type[nn.BatchNorm2d]]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        offset_groups: int = 3,
+    ) -> None:
+        channels_per_group(num_features, offset_groups, "num_features")
+        super().__init__(self._normalisation(num_features, eps, momentum, affine, track_running_stats), offset_groups)
+
+
+class BatchNorm1d(_BatchNorm):
     """Batch normalisation of ``(N, C)`` or ``(N, C, L)`` by Eq. 19 with average group pooling; arguments as torch's."""
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        *,
-        offset_groups: int = 3,
-    ) -> None:
-        channels_per_group(num_features, offset_groups, "num_features")
-        super().__init__(nn.BatchNorm1d(num_features, eps, momentum, affine, track_running_stats), offset_groups)
+    _normalisation = nn.BatchNorm1d
 
 
-class BatchNorm2d(OffsetAdapter):
+class BatchNorm2d(_BatchNorm):
     """Batch normalisation of ``(N, C, H, W)`` by Eq. 19 with average group pooling; arguments as torch's."""
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        *,
-        offset_groups: int = 3,
-    ) -> None:
-        channels_per_group(num_features, offset_groups, "num_features")
-        super().__init__(nn.BatchNorm2d(num_features, eps, momentum, affine, track_running_stats), offset_groups)
+    _normalisation = nn.BatchNorm2d
 
 
 class ReLU(OffsetAdapter):

@@ -129,15 +129,25 @@ class Table:
     rows: tuple[TableRow, ...]
 
 
+def find_table(number: int) -> TableDescription:
+    """Return the description of a table.
+
+    Raises:
+        ValueError: if there is no such table, listing those that there are.
+    """
+    table = next((table for table in TABLES if table.number == number), None)
+    if table is None:
+        raise ValueError(f"there is no table {number}, only {', '.join(str(table.number) for table in TABLES)}")
+    return table
+
+
 def find_row(number: int, name: str) -> RowDescription:
     """Return the description of a row of a table.
 
     Raises:
         ValueError: if there is no such table or row, listing those that there are.
     """
-    table = next((table for table in TABLES if table.number == number), None)
-    if table is None:
-        raise ValueError(f"there is no table {number}, only {', '.join(str(table.number) for table in TABLES)}")
+    table = find_table(number)
     row = next((row for row in table.rows if row.name == name), None)
     if row is None:
         raise ValueError(f"table {number} has no row {name!r}, only {', '.join(row.name for row in table.rows)}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from offset_equivariant.reporting.comparison import find_table
 from offset_equivariant.reporting.figures import figure2_curves
 from offset_equivariant.reporting.records import find_records, load_outcomes
-from offset_equivariant.reporting.tables import TABLE1, TABLES, build_table, tabulate
+from offset_equivariant.reporting.tables import TABLE1, build_table, tabulate
 from offset_equivariant.reporting.tracking import Tracker
 
 
@@ -18,9 +19,7 @@ def track_table(tracker: Tracker, results: Path, number: int) -> None:
     Raises:
         ValueError: if there is no such table.
     """
-    description = next((table for table in TABLES if table.number == number), None)
-    if description is None:
-        raise ValueError(f"there is no table {number}, only {', '.join(str(table.number) for table in TABLES)}")
+    description = find_table(number)
     records = find_records(results, number)
     table = build_table(description, records, outcomes=load_outcomes(results, records))
     tracker.table(f"table{number}", *tabulate(table))
