@@ -143,3 +143,15 @@ def test_srgb_input_is_the_stored_image():
     found = Representation("srgb", MEAN, STD)(decode_srgb(images))[0]
     expected = (np.asarray(stored) / 255 - MEAN) / STD
     np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_bytes_are_converted_as_their_linear_values_are(name):
+    representation = Representation(SPACES[name][0], MEAN, STD, SPACES[name][1])
+    shuffled = [torch.randperm(256, generator=torch.Generator().manual_seed(channel)) for channel in range(3)]
+    images = torch.stack(shuffled).reshape(1, 3, 16, 16).to(torch.uint8).repeat(2, 1, 1, 1)
+    images[1, 1] = 0
+    found = representation.from_srgb_bytes(images)
+    torch.testing.assert_close(found, representation(decode_srgb(images)), rtol=1e-6, atol=1e-6)
+    assert found.dtype == torch.float32
+    assert found[0].unique().numel() > 600

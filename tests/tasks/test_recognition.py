@@ -69,6 +69,19 @@ def test_batches_are_the_epochs_images_padded_with_the_mean_colour_cropped_and_f
     assert network.modes == [True, True]
 
 
+def test_images_stay_bytes_unless_they_are_balanced(images):
+    balanced = InputPipeline(SRGB.representation, lambda linear: balance(linear, grey_world(linear)))
+    for pipeline, dtype in ((SRGB, torch.uint8), (LOG_RGB, torch.uint8), (balanced, torch.float32)):
+        network = Seeing()
+        task = training(network, images, pipeline)
+        kept = [value for value in vars(task).values() if isinstance(value, Tensor) and value.shape == (40, 3, 32, 32)]
+        assert [value.dtype for value in kept] == [dtype]
+        task.training_step(0, 0.0)
+        indices = EpochOrder(40, 8, 5).indices(0)
+        expected = pipeline(decode_srgb(images.images[indices]))
+        torch.testing.assert_close(network.seen[0], expected, rtol=1e-6, atol=1e-6)
+
+
 def test_jitter_is_applied_to_srgb_before_everything_else(images):
     network, jitter = Seeing(), ColorJitter(0.4, 0.4, 0.4, 0.5)
     task = training(network, images, LOG_RGB, Augmentation(4, True, jitter))

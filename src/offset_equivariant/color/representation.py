@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from offset_equivariant.color.log_rgb import linear_to_log_rgb
+from offset_equivariant.color.log_rgb import AbsoluteClipping, linear_to_log_rgb
 from offset_equivariant.color.srgb import linear_to_srgb, srgb_lookup_table
 
 Space = Literal["srgb", "log_rgb"]
@@ -49,6 +50,21 @@ class Representation:
         mean = torch.tensor(self.mean, dtype=values.dtype, device=values.device)[:, None, None]
         std = torch.tensor(self.std, dtype=values.dtype, device=values.device)[:, None, None]
         return (values - mean) / std
+
+    def from_srgb_bytes(self, images: Tensor) -> Tensor:
+        """Map uint8 sRGB images ``(N, 3, H, W)`` to the network's input, by a table where each value stands alone."""
+        if self.clipping is not None and not isinstance(self.clipping, AbsoluteClipping):
+            return self(decode_srgb(images))
+        table = _input_table(self, images.device)
+        first_entries = torch.arange(0, table.numel(), 256, device=images.device, dtype=torch.int32)[:, None, None]
+        return table[images + first_entries]
+
+
+@lru_cache(maxsize=16)
+def _input_table(representation: Representation, device: torch.device) -> Tensor:
+    """The network's input for every 8-bit sRGB value: 256 entries for red, then green, then blue."""
+    values = srgb_lookup_table(device).view(1, 1, 1, 256).expand(1, 3, 1, 256)
+    return representation(values).flatten()
 
 
 def to_space(linear: Tensor, space: Space, clipping: Callable[[Tensor], Tensor] | None) -> Tensor:

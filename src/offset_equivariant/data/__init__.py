@@ -46,9 +46,13 @@ def load_dataset(name: str, split: Split, directories: Sequence[Path], **options
         TypeError: when the data set has no such option.
         DataNotFoundError: when the data set is not there and cannot be downloaded.
     """
+    return _loader(name)(split, directories, **options)
+
+
+def _loader(name: str) -> Callable[..., LabelledImages]:
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}; valid names are {', '.join(sorted(DATASETS))}")
-    return DATASETS[name](split, directories, **options)
+    return DATASETS[name]
 
 
 def check_options(name: str, classes: int, options: Mapping[str, Any]) -> None:
@@ -57,9 +61,9 @@ def check_options(name: str, classes: int, options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: when the name is unknown, an option is not the data set's, or it has another number of classes.
     """
-    if name not in DATASETS:
-        raise ValueError(f"there is no data set {name!r}; valid names are {', '.join(sorted(DATASETS))}")
-    loader = synthetic_images if name == "synthetic" else DATASETS[name]
+    loader = _loader(name)
+    if name == "synthetic":  # whose registered loader passes its options on
+        loader = synthetic_images
     valid = [option for option in inspect.signature(loader).parameters if option not in ("split", "directories")]
     unknown = [option for option in options if option not in valid]
     if unknown:

@@ -31,6 +31,10 @@ class InputPipeline:
         """Map linear RGB ``(N, 3, H, W)`` to the network's input."""
         return self.representation(linear if self.balancing is None else self.balancing(linear))
 
+    def from_srgb_bytes(self, images: Tensor) -> Tensor:
+        """Map uint8 sRGB images ``(N, 3, H, W)`` to the network's input."""
+        return self.representation.from_srgb_bytes(images) if self.balancing is None else self(decode_srgb(images))
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -44,8 +48,8 @@ class Augmentation:
 class RecognitionTraining:
     """Cross entropy on batches of a data set that is kept whole on the device.
 
-    Without colour jitter every image is converted once, before the first step: a step then only indexes, crops and
-    flips. With it the images are kept as uint8 and converted batch by batch.
+    The images are kept as uint8 and converted batch by batch; those that are to be colour-balanced are balanced and
+    converted once, before the first step, unless colour jitter comes before.
 
     Args:
         network: ``(N, 3, H, W)`` to ``(N, classes)``, on the device.
@@ -89,8 +93,8 @@ class RecognitionTraining:
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._images = images.images
-        if augmentation.jitter is None:
-            self._images = torch.cat([pipeline(decode_srgb(batch)) for batch in images.images.split(1000)])
+        if pipeline.balancing is not None and augmentation.jitter is None:
+            self._images = torch.cat([pipeline.from_srgb_bytes(batch) for batch in images.images.split(1000)])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,6 +130,8 @@ class RecognitionTraining:
         if self._augmentation.jitter is not None:
             jittered = self._augmentation.jitter(images.float() / 255, generator)
             images = self._pipeline(srgb_to_linear(jittered))
+        elif not images.is_floating_point():
+            images = self._pipeline.from_srgb_bytes(images)
         images = random_crop_and_flip(images, self._augmentation.crop_padding, self._augmentation.flip, generator)
         return images.contiguous(memory_format=self._memory_format), self._labels[indices]
 
