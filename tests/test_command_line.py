@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from offset_equivariant.__main__ import _plain_settings
+from offset_equivariant.composition import plain_settings
 from offset_equivariant.reporting.records import outcomes_path, read_outcomes, read_record, record_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,11 +74,21 @@ def test_wrong_words_are_an_error_before_any_work(case, command_line, tmp_path):
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_wrong_value_in_a_multirun_leaves_no_run(command_line, tmp_path):
-    words = ("-m", "experiment=table1_original", "logger=none", "train.batch_size=0,-1")
-    code, said = command_line.run(*words, folder=tmp_path)
-    assert code == 1 and "train.batch_size = 0 must be positive" in said
-    assert [path for path in files_of(tmp_path) if "seed=" in path] == []
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("train.batch_size=8,-1",), "train.batch_size=-1): train.batch_size = -1 must be positive"),
+        (("strategy=none,jitter",), "Could not find 'strategy/jitter'"),
+        (("distortion=random_illuminant", "distortion.saturation=0.0,2"), "saturations must lie in [0, 1], got [2.0]"),
+        (("strategy.balancing=null,grey_wrld",), "'grey_wrld' is not one of grey_world, shades_of_grey"),
+        (("experiment=table1_original,table1_orignal",), "table1_equivariant_relative"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_one_wrong_job_of_a_multirun_stops_it_before_the_first(words, expected, command_line, short, tmp_path):
+    code, said = command_line.run("-m", "experiment=table1_original", *short, *words, folder=tmp_path)
+    assert code in (1, 2) and expected in said, said
+    assert not list(tmp_path.glob("runs/table1_*")) and not (tmp_path / "results").exists()
 
 
 def test_failed_job_leaves_a_mark_until_it_succeeds(command_line, short, tmp_path):
@@ -209,7 +219,7 @@ def imported(tree: ast.AST, inside_functions: bool) -> set[str]:
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_library_knows_neither_hydra_nor_wandb(path):
     tree = ast.parse(path.read_text())
-    if path != SOURCE / "__main__.py":
+    if path not in (SOURCE / "__main__.py", SOURCE / "composition.py"):
         assert not imported(tree, inside_functions=True) & {"hydra", "omegaconf"}
     assert "wandb" not in imported(tree, inside_functions=False)
     if path != SOURCE / "reporting" / "tracking.py":
@@ -234,4 +244,4 @@ def test_reader_of_imports_finds_what_is_there():
 def test_a_preset_with_a_setting_changed_has_another_name(words, preset):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose("config", ["experiment=table1_original", *words])
-    assert _plain_settings(composed)["train"]["preset"] == preset
+    assert plain_settings(composed)["train"]["preset"] == preset

@@ -6,34 +6,27 @@ import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf import DictConfig
 
-from offset_equivariant import provenance
-from offset_equivariant.building import check_components
+from offset_equivariant.composition import CONFIGURATION, checked_run
 from offset_equivariant.config import ConfigError
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record, record_path
 from offset_equivariant.reporting.tracking import make_tracker
-from offset_equivariant.runs import Run, RunDirectoryError
+from offset_equivariant.runs import RunDirectoryError
 from offset_equivariant.training.loop import TrainingInterruptedError
 
 log = logging.getLogger(__name__)
 
-CONFIGURATION = provenance.repository_root() / "conf"
-
 
 def run_configuration(composed: DictConfig) -> Record | None:
     """Run one composed configuration; a failure leaves a file ``FAILED`` in the run's directory."""
-    settings = _plain_settings(composed)
-    run = Run(settings)
+    run = checked_run(composed)
     config = run.config
-    check_components(config)
     # Where weights from elsewhere are evaluated there is no run, and nothing is left where one would be.
     directory = run.directory if config.weights is None else Path(config.paths.results)
     mark = directory / f"FAILED-{config.experiment}-seed{config.seed}" if config.weights else directory / "FAILED"
@@ -43,7 +36,7 @@ def run_configuration(composed: DictConfig) -> Record | None:
         project=config.logger.project,
         name=f"{config.experiment}-seed{config.seed}",
         group=None if config.table is None else f"table{config.table}",
-        config=settings,
+        config=dict(run.settings),
         directory=directory,
     )
     try:
@@ -56,27 +49,6 @@ def run_configuration(composed: DictConfig) -> Record | None:
         raise
     finally:
         tracker.finish()
-
-
-def _plain_settings(composed: DictConfig) -> dict[str, Any]:
-    try:
-        settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
-        _name_changed_preset(settings["train"])
-        return settings
-    except MissingMandatoryValue as error:
-        experiments = ", ".join(sorted(path.stem for path in (CONFIGURATION / "experiment").glob("*.yaml")))
-        advice = f"experiment=<one of {experiments}>" if error.full_key in ("name", "row") else f"{error.full_key}="
-        raise ConfigError(f"setting {error.full_key} has no value; give {advice}") from error
-
-
-def _name_changed_preset(train: dict[str, Any]) -> None:
-    """A preset with a setting changed is another one: its numbers must not stand under the preset's name."""
-    path = CONFIGURATION / "train" / f"{train['preset']}.yaml"
-    preset = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
-    assert isinstance(preset, dict)
-    decisive = [name for name in preset if name in train and name not in ("log_every", "checkpoint_seconds")]
-    if any(train[name] != preset[name] for name in decisive):
-        train["preset"] += "_changed"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")
