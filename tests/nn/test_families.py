@@ -11,7 +11,7 @@ from offset_equivariant.nn import FAMILIES, Conventional, LayerFamily, OffsetEqu
 
 def test_both_families_supply_every_layer_with_the_same_arguments():
     methods = {name: method for name, method in vars(LayerFamily).items() if not name.startswith("_")}
-    assert len(methods) == 11
+    assert len(methods) == 12
     for family in FAMILIES.values():
         for name, method in methods.items():
             assert inspect.signature(getattr(family, name)) == inspect.signature(method), name
@@ -58,6 +58,7 @@ def test_the_layers_of_the_equivariant_family_are_equivariant(offset_groups, con
     ]
     for layer, shape in layers:
         assert_equivariant(layer, shape, offset_groups=offset_groups)
+    assert_equivariant(family.concatenate(), image, (2, 3, 6, 5), offset_groups=offset_groups)
     assert (layers[0][0].constraint, layers[1][0].constraint) == (constraint, constraint)
     assert (layers[0][0].bias, layers[1][0].bias) == (None, None)
     assert (layers[4][0].module.negative_slope, layers[5][0].module.p) == (0.2, 0.3)

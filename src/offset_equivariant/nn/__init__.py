@@ -10,6 +10,7 @@ from offset_equivariant.nn.adapters import (
     OffsetAdapter,
     ReLU,
 )
+from offset_equivariant.nn.concatenation import Concatenation
 from offset_equivariant.nn.constraint import (
     OffsetConstraint,
     constraint_error,
@@ -55,6 +56,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNormReLU",
+    "Concatenation",
     "Conv1d",
     "Conv2d",
     "Conv3d",

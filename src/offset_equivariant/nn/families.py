@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from offset_equivariant.groups import nearest_multiple
-from offset_equivariant.nn import adapters, fused, layers, residual
+from offset_equivariant.nn import adapters, concatenation, fused, layers, residual
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
 
 
@@ -49,6 +49,9 @@ class LayerFamily(Protocol):
 
     def dropout(self, p: float) -> nn.Module:
         """Dropout."""
+
+    def concatenate(self) -> nn.Module:
+        """Concatenation along the channels; called with the tensors one after another."""
 
     def shortcut(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
         """Parameter-free shortcut of a residual block, the identity where nothing changes."""
@@ -95,6 +98,9 @@ class Conventional:
 
     def dropout(self, p: float) -> nn.Module:
         return nn.Dropout(p)
+
+    def concatenate(self) -> nn.Module:
+        return concatenation.ConventionalConcatenation()
 
     def shortcut(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
         if stride == 1 and in_channels == out_channels:
@@ -172,6 +178,9 @@ class OffsetEquivariant:
 
     def dropout(self, p: float) -> nn.Module:
         return adapters.Dropout(p, offset_groups=self.offset_groups)
+
+    def concatenate(self) -> nn.Module:
+        return concatenation.Concatenation(offset_groups=self.offset_groups)
 
     def shortcut(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
         if stride == 1 and in_channels == out_channels:
