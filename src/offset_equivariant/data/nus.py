@@ -1,0 +1,91 @@
+"""The NUS data set of illuminant estimation (Cheng et al. 2014), prepared as one file of small images.
+
+``scripts/prepare_nus.py`` makes the file from the official distribution, see :mod:`.nus_preparation`.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from offset_equivariant.data.illuminant_images import IlluminantDataError, IlluminantImages, fingerprint
+from offset_equivariant.data.locations import DATA_DIR_VARIABLE, DataNotFoundError
+
+CAMERAS = (
+    "Canon1DsMkIII",
+    "Canon600D",
+    "FujifilmXM1",
+    "NikonD5200",
+    "OlympusEPL6",
+    "PanasonicGX1",
+    "SamsungNX2000",
+    "SonyA57",
+    "NikonD40",
+)
+ARRAYS = ("images", "illuminants", "names", "cameras", "folds")
+"""Of a prepared file: uint16 (N, S, S, 3), value times 65535; float (N, 3); strings (N,) twice; integers (N,)."""
+
+
+def prepared_path(directory: Path, size: int) -> Path:
+    """Return where the file of images of ``size`` x ``size`` pixels lies in a data directory."""
+    return directory / f"nus{size}" / f"nus{size}.npz"
+
+
+def load_nus(directories: Sequence[Path], size: int = 64) -> IlluminantImages:
+    """Load the prepared images of NUS.
+
+    Args:
+        directories: where data sets lie, in order.
+        size: height and width in pixels.
+
+    Raises:
+        DataNotFoundError: when there is no prepared file of that size; says how to make it.
+        IlluminantDataError: when the file, or an image in it, cannot be used.
+    """
+    paths = [prepared_path(directory, size) for directory in directories]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        raise DataNotFoundError(
+            f"NUS at {size}x{size} pixels is not there; looked for {', '.join(map(str, paths))}.\n"
+            "Get the nine cameras' PNG files and <Camera>_gt.mat of Cheng et al. 2014, and run\n"
+            f"    python scripts/prepare_nus.py FOLDER {paths[0]} --size {size}\n"
+            f"or say with {DATA_DIR_VARIABLE} or paths.data= where the prepared file lies."
+        )
+    return read_prepared(path, size)
+
+
+def read_prepared(path: Path, size: int) -> IlluminantImages:
+    """Read a prepared file.
+
+    Raises:
+        IlluminantDataError: when it cannot be read, lacks an array, or holds what cannot be used.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ARRAYS}
+    except KeyError as error:
+        raise IlluminantDataError(f"{path}: {error.args[0]}; it must hold the arrays {', '.join(ARRAYS)}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise IlluminantDataError(f"{path} cannot be read ({error}); prepare it anew") from error
+    pixels = arrays["images"]
+    if pixels.dtype != np.uint16 or pixels.shape[1:] != (size, size, 3):
+        raise IlluminantDataError(
+            f"{path}: images must be uint16 of shape (N, {size}, {size}, 3), got {pixels.dtype} {pixels.shape}"
+        )
+    images = torch.from_numpy((pixels.astype(np.float32) / 65535).transpose(0, 3, 1, 2).copy())
+    try:
+        illuminants = torch.from_numpy(arrays["illuminants"].astype(np.float64))
+        return IlluminantImages(
+            name="nus",
+            images=images,
+            illuminants=illuminants,
+            names=tuple(map(str, arrays["names"])),
+            cameras=tuple(map(str, arrays["cameras"])),
+            folds=torch.from_numpy(arrays["folds"].astype(np.int64)),
+            sha256=fingerprint(images, illuminants),
+            synthetic=False,
+        )
+    except (IlluminantDataError, ValueError) as error:
+        raise IlluminantDataError(f"{path}: {error}") from error

@@ -1,0 +1,318 @@
+"""From the official files of NUS to one file of small images.
+
+Of each camera the official distribution has 16-bit linear PNGs and ``<Camera>_gt.mat``. An image becomes
+(value - darkness) / (saturation - darkness), averaged over the area of each small pixel without what the colour chart
+covers, and scaled so that its maximum is 1. A small pixel that the chart covers whole is zero.
+"""
+
+import csv
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.io
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_image
+
+from offset_equivariant.data.nus import CAMERAS, read_prepared
+from offset_equivariant.storage import replace_file
+
+FOLDS = 3
+
+
+class PreparationError(ValueError):
+    """Official files that are missing, damaged or do not fit together; the message names every one of them."""
+
+
+@dataclass(frozen=True)
+class CameraTruth:
+    """What ``<Camera>_gt.mat`` says of a camera's N images.
+
+    Attributes:
+        names: their names, without extension.
+        illuminants: linear RGB, float64 (N, 3).
+        charts: the colour chart's first and last row, first and last column, counted from 1, integers (N, 4).
+        darkness: the sensor's value without light.
+        saturation: the sensor's largest value.
+    """
+
+    names: tuple[str, ...]
+    illuminants: npt.NDArray[np.float64]
+    charts: npt.NDArray[np.int64]
+    darkness: float
+    saturation: float
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One official image: where it lies, and what is known of it."""
+
+    path: Path
+    name: str
+    camera: str
+    illuminant: tuple[float, float, float]
+    chart: tuple[int, int, int, int]
+    darkness: float
+    saturation: float
+
+
+def read_ground_truth(path: Path) -> CameraTruth:
+    """Read ``<Camera>_gt.mat``.
+
+    Raises:
+        PreparationError: when the file cannot be read, lacks a variable, or its variables do not fit together.
+    """
+    try:
+        content = scipy.io.loadmat(path)
+        names = tuple(str(np.ravel(cell)[0]) for cell in np.ravel(content["all_image_names"]))
+        truth = CameraTruth(
+            names,
+            np.asarray(content["groundtruth_illuminants"], np.float64),
+            np.asarray(content["CC_coords"], np.int64),
+            float(np.ravel(content["darkness_level"])[0]),
+            float(np.ravel(content["saturation_level"])[0]),
+        )
+    except KeyError as error:
+        raise PreparationError(f"{path}: there is no variable {error.args[0]!r} in it") from error
+    except Exception as error:  # scipy raises many kinds for a damaged file
+        raise PreparationError(f"{path} cannot be read ({error})") from error
+    for what, values, columns in (("illuminants", truth.illuminants, 3), ("charts", truth.charts, 4)):
+        if values.shape != (len(names), columns):
+            raise PreparationError(f"{path}: {len(names)} images, but {what} of shape {values.shape}")
+    if not truth.darkness < truth.saturation:
+        raise PreparationError(f"{path}: darkness {truth.darkness} is not below saturation {truth.saturation}")
+    return truth
+
+
+def find_images(folder: Path, cameras: Sequence[str] = CAMERAS) -> list[SourceImage]:
+    """Find the images that the ground truths in ``folder`` and below tell of, camera by camera.
+
+    A camera without a ground truth is left out.
+
+    Raises:
+        PreparationError: when there is no ground truth at all, or files are missing or do not fit; names them.
+    """
+    found: list[SourceImage] = []
+    problems: list[str] = []
+    for camera in cameras:
+        place = _first(folder / part / f"{camera}_gt.mat" for part in ("", camera, "GT", f"{camera}/GT"))
+        if place is None:
+            continue
+        try:
+            truth = read_ground_truth(place)
+        except PreparationError as error:
+            problems.append(str(error))
+            continue
+        for index, name in enumerate(truth.names):
+            parts = ("", camera, "PNG", f"{camera}/PNG")
+            path = _first(folder / part / (name + ending) for part in parts for ending in (".PNG", ".png"))
+            if path is None:
+                problems.append(f"{name}.PNG, which {place} names, is not in {folder}")
+                continue
+            found.append(
+                SourceImage(
+                    path,
+                    name,
+                    camera,
+                    tuple(truth.illuminants[index].tolist()),
+                    tuple(truth.charts[index].tolist()),
+                    truth.darkness,
+                    truth.saturation,
+                )
+            )
+    if not found and not problems:
+        problems.append(f"none of {', '.join(f'{camera}_gt.mat' for camera in cameras)} is in {folder}")
+    _raise(problems)
+    return found
+
+
+def _first(paths: Iterable[Path]) -> Path | None:
+    return next((path for path in paths if path.exists()), None)
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        listed = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise PreparationError(f"{len(problems)} files cannot be used; nothing was written:\n  {listed}")
+
+
+def read_png16(path: Path) -> npt.NDArray[np.uint16]:
+    """Read a 16-bit RGB PNG as (H, W, 3).
+
+    Raises:
+        PreparationError: when it is truncated, altered, or another kind of image.
+    """
+    content = path.read_bytes()
+    try:
+        # The decoder trusts its input; Pillow compares every part's checksum first.
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()
+        pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    except Exception as error:  # both raise many kinds
+        raise PreparationError(f"{path} is truncated or damaged ({error})") from error
+    if pixels.dtype != torch.uint16 or pixels.shape[0] != 3:
+        raise PreparationError(f"{path}: expected 16-bit RGB, got {pixels.dtype} with {pixels.shape[0]} channels")
+    array: npt.NDArray[np.uint16] = pixels.permute(1, 2, 0).numpy()
+    return array
+
+
+def prepare_image(source: SourceImage, size: int) -> npt.NDArray[np.uint16]:
+    """Make the small image, (size, size, 3), value times 65535.
+
+    Raises:
+        PreparationError: when the file is damaged, or smaller than its chart's place or than ``size``.
+    """
+    sensor = read_png16(source.path)
+    height, width = sensor.shape[:2]
+    first_row, last_row, first_column, last_column = source.chart
+    if not (1 <= first_row <= last_row <= height and 1 <= first_column <= last_column <= width):
+        raise PreparationError(
+            f"{source.path}: the chart lies at rows {first_row}-{last_row}, columns {first_column}-{last_column}, "
+            f"but the image has {height} rows and {width} columns"
+        )
+    if min(height, width) < size:
+        raise PreparationError(f"{source.path}: {width}x{height} pixels are fewer than {size}x{size}")
+    visible = np.ones((height, width), np.float32)
+    visible[first_row - 1 : last_row, first_column - 1 : last_column] = 0
+    shares = _area_average(visible, size)
+    scale = np.float32(1 / (source.saturation - source.darkness))
+    light = (sensor.astype(np.float32) - np.float32(source.darkness)) * scale * visible[..., None]
+    averages = np.stack([_area_average(light[..., channel], size) for channel in range(3)], -1)
+    # A share below one sensor pixel is rounding of the average.
+    seen = shares > 0.5 * size * size / (height * width)
+    averages = np.where(seen[..., None], averages / np.where(seen, shares, 1)[..., None], 0).clip(0, 1)
+    if averages.max() <= 0:
+        raise PreparationError(f"{source.path}: no pixel outside the chart is above the darkness {source.darkness}")
+    return np.asarray((averages / averages.max() * 65535).round(), np.uint16)
+
+
+def _area_average(plane: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float64]:
+    """Mean over the area of each of size x size rectangles, which may end within a pixel."""
+    rows, columns = (_area_weights(length, size) for length in plane.shape)
+    averages: npt.NDArray[np.float64] = (rows @ plane @ columns.T).astype(np.float64)
+    return averages
+
+
+def _area_weights(length: int, parts: int) -> npt.NDArray[np.float32]:
+    """Share of each pixel in each of ``parts`` equal stretches of a line of ``length`` pixels, (parts, length)."""
+    ends = np.linspace(0, length, parts + 1)[:, None]
+    pixels = np.arange(length)
+    overlap = np.minimum(ends[1:], pixels + 1) - np.maximum(ends[:-1], pixels)
+    return (overlap.clip(0) * (parts / length)).astype(np.float32)
+
+
+def fold_of(name: str, seed: int = 0) -> int:
+    """Return an image's fold, decided by the seed and its name alone, whatever other images there are."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") % FOLDS
+
+
+def read_folds(path: Path) -> dict[str, int]:
+    """Read folds from a CSV file with the columns ``name`` and ``fold`` (0 to 2).
+
+    Raises:
+        PreparationError: when a column is missing or a fold is not one of these; names the line.
+    """
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"name", "fold"} <= set(rows.fieldnames or ()):
+            raise PreparationError(f"{path}: the first line must name the columns name and fold")
+        folds: dict[str, int] = {}
+        for number, row in enumerate(rows, start=2):
+            if row["fold"] not in ("0", "1", "2"):
+                raise PreparationError(f"{path}, line {number}: fold is {row['fold']!r}, not 0, 1 or 2")
+            folds[row["name"]] = int(row["fold"])
+    return folds
+
+
+def prepare(
+    folder: Path,
+    target: Path,
+    *,
+    size: int = 64,
+    folds: Mapping[str, int] | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
+) -> int:
+    """Prepare all images in ``folder`` and write ``target`` in one step; return how many there are.
+
+    Small images are kept beside the target until it is written, so that a call that was interrupted goes on.
+
+    Args:
+        folder: the official files, all in it, in one folder a camera, or in ``PNG`` folders.
+        target: the file to write, ``nus<size>/nus<size>.npz`` in a data directory.
+        size: height and width in pixels.
+        folds: the fold of each image by name; without it, by :func:`fold_of`.
+        seed: of :func:`fold_of`.
+        workers: processes; by default as many as there are cores.
+        progress: wraps the images that are done, given how many there are to do.
+
+    Raises:
+        PreparationError: when files cannot be used. All of them are named, and the target is not written.
+    """
+    sources = find_images(folder)
+    if folds is not None:
+        _raise([f"{source.name} has no fold" for source in sources if source.name not in folds])
+    kept = target.with_name(f".{target.name}.{size}.partial")
+    waiting = [source for source in sources if not _small_path(kept, source).exists()]
+    problems: list[str] = []
+    with ProcessPoolExecutor(workers) as pool:
+        tasks = [pool.submit(partial(_prepare_one, kept=kept, size=size), source) for source in waiting]
+        for task in progress(as_completed(tasks), len(tasks)):
+            problem = task.result()
+            if problem is not None:
+                problems.append(problem)
+    _raise(sorted(problems))
+    content = io.BytesIO()
+    illuminants = np.array([source.illuminant for source in sources])
+    with np.errstate(invalid="ignore"):  # of a zero illuminant, which is named when the file is checked
+        illuminants /= np.linalg.norm(illuminants, axis=1, keepdims=True)
+    np.savez_compressed(
+        content,
+        images=np.stack([np.load(_small_path(kept, source)) for source in sources]),
+        illuminants=illuminants,
+        names=np.array([source.name for source in sources]),
+        cameras=np.array([source.camera for source in sources]),
+        folds=np.array([fold_of(s.name, seed) if folds is None else folds[s.name] for s in sources], np.int8),
+    )
+    _check_and_write(content.getvalue(), target, size)
+    for source in sources:
+        _small_path(kept, source).unlink()
+    kept.rmdir()
+    return len(sources)
+
+
+def _small_path(kept: Path, source: SourceImage) -> Path:
+    return kept / f"{source.name}.npy"
+
+
+def _prepare_one(source: SourceImage, kept: Path, size: int) -> str | None:
+    """Prepare one image into ``kept``; return what is wrong with it."""
+    try:
+        content = io.BytesIO()
+        np.save(content, prepare_image(source, size))
+    except PreparationError as error:
+        return str(error)
+    replace_file(_small_path(kept, source), content.getvalue())
+    return None
+
+
+def _check_and_write(content: bytes, target: Path, size: int) -> None:
+    """Write the file once it has been read back as a user will: a wrong illuminant is named now, not in training."""
+    trial = target.with_name(f".{target.name}.trial")
+    replace_file(trial, content)
+    try:
+        read_prepared(trial, size)
+        trial.replace(target)
+    except ValueError as error:
+        raise PreparationError(f"{target} was not written: {str(error).removeprefix(f'{trial}: ')}") from error
+    finally:
+        trial.unlink(missing_ok=True)

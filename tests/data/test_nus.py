@@ -1,0 +1,326 @@
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from offset_equivariant.data.illuminant_images import IlluminantDataError, IlluminantImages, fingerprint
+from offset_equivariant.data.locations import DataNotFoundError, data_directories
+from offset_equivariant.data.nus import CAMERAS, load_nus, prepared_path
+from offset_equivariant.data.nus_preparation import (
+    PreparationError,
+    find_images,
+    fold_of,
+    prepare,
+    prepare_image,
+    read_folds,
+    read_png16,
+)
+
+DARKNESS, SATURATION = 2048, 15303
+
+
+def png(pixels):
+    """A PNG of 8- or 16-bit RGB, written from the format's description."""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels)
+
+    def part(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(lines)) + part(b"IEND", b"")
+
+
+def sensor_image(seed, height=24, width=36):
+    return np.random.default_rng(seed).integers(1900, SATURATION + 1, (height, width, 3)).astype(np.uint16)
+
+
+def write_camera(folder, camera="SonyA57", images=3, layout="", **replaced):
+    """The official files of one camera; a chart of 6 x 9 pixels is at rows 2-7, columns 10-18."""
+    (folder / layout).mkdir(parents=True, exist_ok=True)
+    names = [f"{camera}_{number:04d}" for number in range(1, images + 1)]
+    for number, name in enumerate(names):
+        (folder / layout / f"{name}.PNG").write_bytes(png(sensor_image(number)))
+    content = {
+        "darkness_level": np.array([[DARKNESS]]),
+        "saturation_level": np.array([[SATURATION]]),
+        "all_image_names": np.array([[name] for name in names], dtype=object),
+        "groundtruth_illuminants": np.random.default_rng(9).uniform(0.2, 1, (images, 3)),
+        "CC_coords": np.tile([2, 7, 10, 18], (images, 1)),
+    }
+    content |= replaced
+    scipy.io.savemat(folder / f"{camera}_gt.mat", {k: v for k, v in content.items() if v is not None})
+    return content
+
+
+@pytest.fixture
+def official(tmp_path):
+    folder = tmp_path / "official"
+    folder.mkdir()
+    return folder
+
+
+def load(tmp_path, size=12):
+    return load_nus([tmp_path / "data"], size)
+
+
+def run(official, tmp_path, size=12, **options):
+    return prepare(official, prepared_path(tmp_path / "data", size), size=size, workers=1, **options)
+
+
+@pytest.mark.parametrize("layout", ["", "PNG", "SonyA57/PNG"])
+def test_official_files_are_found_and_prepared(official, tmp_path, layout):
+    content = write_camera(official, layout=layout)
+    assert run(official, tmp_path) == 3
+    found = load(tmp_path)
+    assert (found.name, found.synthetic, found.size, len(found)) == ("nus", False, 12, 3)
+    assert found.names == ("SonyA57_0001", "SonyA57_0002", "SonyA57_0003")
+    assert found.cameras == ("SonyA57",) * 3
+    assert found.folds.tolist() == [fold_of(name) for name in found.names]
+    truth = content["groundtruth_illuminants"]
+    np.testing.assert_allclose(found.illuminants, truth / np.sqrt((truth**2).sum(1, keepdims=True)), rtol=1e-12)
+    # 24 x 36 to 12 x 12: the mean of 2 x 3 sensor pixels, without those of the chart.
+    for number in range(3):
+        light = (sensor_image(number).astype(float) - DARKNESS) / (SATURATION - DARKNESS)
+        light[1:7, 9:18] = np.nan
+        cells = light.reshape(12, 2, 12, 3, 3).transpose(0, 2, 4, 1, 3).reshape(12, 12, 3, 6)
+        covered = np.isnan(cells).all((2, 3))
+        expected = np.where(covered[..., None], 0, np.nanmean(np.where(np.isnan(cells).all(3)[..., None], 0, cells), 3))
+        expected = expected.clip(0, 1)
+        pixels = found.images[number].permute(1, 2, 0).double().numpy()
+        np.testing.assert_allclose(pixels, expected / expected.max(), rtol=0, atol=1.5e-5)
+        # Rows 2-7 are cells 1-2 whole, and half of cell 0 and 3; columns 10-18 are the cells 3 to 5 whole.
+        assert np.argwhere((pixels == 0).all(2)).tolist() == [[row, column] for row in (1, 2) for column in (3, 4, 5)]
+    assert sorted(path.name for path in (tmp_path / "data" / "nus12").iterdir()) == ["nus12.npz"]
+
+
+def test_size_that_does_not_divide_the_sensors(official, tmp_path):
+    write_camera(official, images=1, CC_coords=np.array([[1, 1, 1, 1]]))
+    (source,) = find_images(official)
+    light = np.maximum((sensor_image(0).astype(float) - DARKNESS) / (SATURATION - DARKNESS), -1)
+    light[0, 0] = np.nan
+    # Exact areas: each sensor pixel repeated so often that ten rectangles fit along either axis.
+    fine = light.repeat(5, 0).repeat(5, 1).reshape(10, 12, 10, 18, 3)
+    expected = np.nanmean(fine, (1, 3)).clip(0, 1)
+    expected /= expected.max()
+    np.testing.assert_allclose(prepare_image(source, 10) / 65535, expected, rtol=0, atol=3e-5)
+
+
+def test_several_cameras_and_folds_of_a_file(official, tmp_path):
+    for camera in ("NikonD40", "Canon600D"):
+        write_camera(official, camera, images=2)
+    folds = tmp_path / "folds.csv"
+    lines = ["name,fold", "NikonD40_0001,2", "NikonD40_0002,0", "Canon600D_0001,1", "Canon600D_0002,2"]
+    folds.write_text("\n".join(lines))
+    assert run(official, tmp_path, folds=read_folds(folds)) == 4
+    found = load(tmp_path)
+    assert found.cameras == ("Canon600D", "Canon600D", "NikonD40", "NikonD40")
+    assert found.folds.tolist() == [1, 2, 2, 0]
+    with pytest.raises(PreparationError, match="Canon600D_0002 has no fold"):
+        run(official, tmp_path, folds={name: 0 for name in found.names if name != "Canon600D_0002"})
+
+
+def test_folds_by_name_are_even_and_depend_on_the_seed():
+    names = [f"{camera}_{number:04d}" for camera in CAMERAS for number in range(1, 207)]
+    counts = np.bincount([fold_of(name) for name in names])
+    assert len(counts) == 3 and counts.min() > len(names) / 3 - 4 * np.sqrt(len(names) * 2 / 9)
+    assert sum(fold_of(name) == fold_of(name, seed=1) for name in names) < len(names) / 2
+
+
+@pytest.mark.parametrize("text", ["name,place\na,0\n", "name,fold\na,0\nb,3\n"])
+def test_wrong_folds_are_refused(tmp_path, text):
+    (tmp_path / "folds.csv").write_text(text)
+    with pytest.raises(
+        PreparationError, match=r"must name the columns name and fold|line 3: fold is '3', not 0, 1 or 2"
+    ):
+        read_folds(tmp_path / "folds.csv")
+
+
+def truncate(official):
+    path = official / "SonyA57_0002.PNG"
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+def alter(official):
+    path = official / "SonyA57_0002.PNG"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "missing": (
+        lambda f: (f / "SonyA57_0002.PNG").unlink(),
+        r"SonyA57_0002\.PNG, which .*SonyA57_gt\.mat names, is not",
+    ),
+    "truncated": (truncate, r"SonyA57_0002\.PNG is truncated or damaged"),
+    "altered": (alter, r"SonyA57_0002\.PNG is truncated or damaged"),
+    "8 bits": (
+        lambda f: (f / "SonyA57_0002.PNG").write_bytes(png((sensor_image(1) // 256).astype(np.uint8))),
+        r"SonyA57_0002\.PNG: expected 16-bit RGB, got torch\.uint8",
+    ),
+    "too small": (
+        lambda f: (f / "SonyA57_0002.PNG").write_bytes(png(sensor_image(1, 24, 17))),
+        r"SonyA57_0002\.PNG: the chart lies at rows 2-7, columns 10-18, but the image has 24 rows and 17 columns",
+    ),
+    "dark": (
+        lambda f: (f / "SonyA57_0002.PNG").write_bytes(png(np.full((24, 36, 3), 2000, np.uint16))),
+        r"SonyA57_0002\.PNG: no pixel outside the chart is above the darkness",
+    ),
+    "no ground truth": (lambda f: (f / "SonyA57_gt.mat").unlink(), "none of .*SonyA57_gt.mat.* is in"),
+    "not a .mat": (lambda f: (f / "SonyA57_gt.mat").write_bytes(b"nothing"), "SonyA57_gt.mat cannot be read"),
+    "no charts": (lambda f: write_camera(f, CC_coords=None), "SonyA57_gt.mat: there is no variable 'CC_coords' in it"),
+    "one illuminant too few": (
+        lambda f: write_camera(f, groundtruth_illuminants=np.ones((2, 3))),
+        r"SonyA57_gt.mat: 3 images, but illuminants of shape \(2, 3\)",
+    ),
+    "levels": (
+        lambda f: write_camera(f, saturation_level=np.array([[2048]])),
+        "darkness 2048.0 is not below saturation 2048.0",
+    ),
+    "zero illuminant": (
+        lambda f: write_camera(f, groundtruth_illuminants=np.array([[1, 1, 1], [0, 0, 0], [1, 2, 1.0]])),
+        "nus12.npz was not written: 1 of 3 images of nus have an illuminant that is not finite .*: SonyA57_0002",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_files_that_cannot_be_used_are_named_and_nothing_is_written(official, tmp_path, damage):
+    write_camera(official)
+    break_it, message = DAMAGES[damage]
+    break_it(official)
+    with pytest.raises(PreparationError, match=message):
+        run(official, tmp_path)
+    assert not prepared_path(tmp_path / "data", 12).exists()
+    with pytest.raises(DataNotFoundError, match=r"NUS at 12x12 pixels is not there.*\n.*\n.*scripts/prepare_nus.py"):
+        load(tmp_path)
+
+
+def test_an_interrupted_preparation_goes_on(official, tmp_path):
+    write_camera(official)
+    broken = (official / "SonyA57_0003.PNG").read_bytes()
+    (official / "SonyA57_0003.PNG").write_bytes(broken[:100])
+    with pytest.raises(PreparationError, match="SonyA57_0003"):
+        run(official, tmp_path)
+    (official / "SonyA57_0003.PNG").write_bytes(broken)
+    done = []
+    run(official, tmp_path, progress=lambda tasks, total: done.append(total) or tasks)
+    assert done == [1]
+    write_camera(official)
+    run(official, tmp_path / "again", progress=lambda tasks, total: done.append(total) or tasks)
+    assert done == [1, 3]
+    first, second = (prepared_path(place / "data", 12) for place in (tmp_path, tmp_path / "again"))
+    assert load(tmp_path).sha256 == load(tmp_path / "again").sha256 and first.stat().st_size == second.stat().st_size
+
+
+def test_png_of_16_bits_is_read_exactly(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(sensor_image(3)))
+    assert np.array_equal(read_png16(tmp_path / "a.png"), sensor_image(3))
+
+
+def arrays(count=3, size=12):
+    generator = np.random.default_rng(0)
+    illuminants = generator.uniform(0.2, 1, (count, 3))
+    return {
+        "images": generator.integers(0, 65536, (count, size, size, 3)).astype(np.uint16),
+        "illuminants": illuminants / np.linalg.norm(illuminants, axis=1, keepdims=True),
+        "names": np.array([f"image {number}" for number in range(count)]),
+        "cameras": np.array(["A", "B", "B"]),
+        "folds": np.array([0, 2, 1], np.int8),
+    }
+
+
+def put(tmp_path, **content):
+    path = prepared_path(tmp_path / "data", 12)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **content)
+    return path
+
+
+WRONG = {
+    "an array is missing": ({"folds": None}, r"nus12.npz: .*folds.*it must hold the arrays images, illuminants"),
+    "another type": (
+        {"images": np.zeros((3, 12, 12, 3), np.uint8)},
+        r"must be uint16 of shape \(N, 12, 12, 3\), got uint8",
+    ),
+    "another size": ({"images": np.zeros((3, 8, 12, 3), np.uint16)}, r"got uint16 \(3, 8, 12, 3\)"),
+    "black image": (
+        {"images": arrays()["images"] * np.array([1, 1, 0], np.uint16)[:, None, None, None]},
+        "no light.*image 2",
+    ),
+    "illuminants' shape": ({"illuminants": np.ones((3, 2))}, r"illuminants must be float64 of shape \(3, 3\)"),
+    "an image without a label": (
+        {"illuminants": arrays()["illuminants"][:2]},
+        "there are 3 images, but 2 illuminants; the first image without one is image 2",
+    ),
+    "zero illuminant": (
+        {"illuminants": np.eye(3)},
+        "3 of 3 images of nus have an illuminant that is not finite and positive",
+    ),
+    "not a number": (
+        {"illuminants": np.array([[0.6, 0.8, np.nan]] * 3)},
+        "an illuminant that is not finite and positive in every component: image 0, image 1, image 2",
+    ),
+    "norm": ({"illuminants": np.ones((3, 3))}, "an illuminant whose norm is not 1: image 0"),
+    "same name": ({"names": np.array(["a", "b", "a"])}, "more than one image of the name a"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_prepared_file_that_cannot_be_used_is_refused(tmp_path, case):
+    replaced, message = WRONG[case]
+    put(tmp_path, **{name: array for name, array in (arrays() | replaced).items() if array is not None})
+    with pytest.raises(IlluminantDataError, match=message):
+        load(tmp_path)
+
+
+def test_a_truncated_prepared_file_is_refused(tmp_path):
+    path = put(tmp_path, **arrays())
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(IlluminantDataError, match=r"nus12.npz cannot be read \(.*prepare it anew"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.1])
+def test_pixels_outside_the_range_are_refused(value):
+    content = arrays()
+    images = torch.from_numpy(content["images"].astype(np.float32)).permute(0, 3, 1, 2) / 65535
+    images[1, 2, 3, 4] = value
+    with pytest.raises(IlluminantDataError, match="not finite and in 0 to 1: image 1"):
+        IlluminantImages(
+            "nus",
+            images,
+            torch.from_numpy(content["illuminants"]),
+            tuple(content["names"]),
+            tuple(content["cameras"]),
+            torch.from_numpy(content["folds"].astype(np.int64)),
+            "",
+            False,
+        )
+
+
+def test_subsets_keep_what_belongs_together(tmp_path):
+    put(tmp_path, **arrays())
+    images = load(tmp_path)
+    part = images.subset([2, 0])
+    assert (part.names, part.cameras, part.folds.tolist()) == (("image 2", "image 0"), ("B", "A"), [1, 0])
+    assert torch.equal(part.images, images.images[[2, 0]]) and torch.equal(part.illuminants, images.illuminants[[2, 0]])
+    assert part.sha256 == fingerprint(part.images, part.illuminants) != images.sha256
+    assert images.subset(range(3)).sha256 == images.sha256
+
+
+def test_the_data_set_itself():
+    try:
+        found = load_nus(data_directories())
+    except DataNotFoundError:
+        pytest.skip("NUS is not in the data directories")
+    assert len(found) == 1853 and found.images.shape == (1853, 3, 64, 64)
+    assert set(found.cameras) == set(CAMERAS)
+    assert found.folds.bincount().tolist() == [622, 622, 609]
+    assert found.images.amax((1, 2, 3)).tolist() == [1.0] * 1853
+    assert Path(found.names[0]).name == found.names[0]
