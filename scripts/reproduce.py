@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,14 +20,22 @@ from omegaconf import DictConfig, OmegaConf
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import run_configuration
 from offset_equivariant.building import build_evaluation, build_network, load_split
+from offset_equivariant.config import ConfigError
 from offset_equivariant.evaluation.panel import first_of_each_class, prediction_panel
 from offset_equivariant.reporting.figures import render_figures
 from offset_equivariant.reporting.predictions import write_panel
-from offset_equivariant.reporting.records import Record, find_records, load_outcomes, read_record, record_path
+from offset_equivariant.reporting.records import (
+    Record,
+    RecordError,
+    find_records,
+    load_outcomes,
+    read_record,
+    record_path,
+)
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tables import TABLE1, build_table, render_markdown, write_tables
 from offset_equivariant.reporting.tracking import make_tracker
-from offset_equivariant.runs import Run, released_weights_path
+from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
 from offset_equivariant.tasks.recognition import RecognitionEvaluation
 from offset_equivariant.training.loop import TrainingInterruptedError
 
@@ -36,14 +45,11 @@ RELEASED = ROOT / "results"
 PANEL = {"original": "table1_original", "equivariant": "table1_equivariant"}
 
 
-#: Further words of the command line, for every row.
-OVERRIDES: list[str] = []
-
-
-def main(words: list[str] | None = None) -> int:
-    """Run the command line; 0 if every row could be had."""
+def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
+    """Run the command line; 0 if every row could be had. ``settings`` are further words for the entry point."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments(words)
+    arguments.settings = list(settings)
     records: list[Record] = []
     missing: list[str] = []
     for name in experiments_of(arguments.table):
@@ -55,7 +61,10 @@ def main(words: list[str] | None = None) -> int:
             record = run_configuration(composed)
         except TrainingInterruptedError as interruption:
             print(interruption, file=sys.stderr)
-            return 130
+            return interruption.exit_status
+        except (ConfigError, RunDirectoryError, RecordError, FileNotFoundError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2
         assert record is not None
         records.append(record)
     if records:
@@ -97,7 +106,7 @@ def compose_experiment(name: str, arguments: argparse.Namespace) -> DictConfig:
         suffix = "" if arguments.preset == "fast" else f"_{arguments.preset}"
         weights = released_weights_path(RELEASED, name + suffix, arguments.seed)
         overrides += ["mode=evaluate", f"weights='{weights}'"]
-    overrides += OVERRIDES
+    overrides += arguments.settings
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides)
 

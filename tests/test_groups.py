@@ -45,7 +45,8 @@ def test_assignment_matrix_is_that_of_eq_25():
         (30, 31, r"width = 30 .* offset_groups = 31; the nearest valid number of channels is 31$"),
         (0, 3, r"width = 0 .* offset_groups = 3; the nearest valid number of channels is 3$"),
         (-4, 3, r"width = -4 .* offset_groups = 3; the nearest valid number of channels is 3$"),
-        (6, 0, r"offset_groups must be at least 1, got 0$"),
+        (6, 0, r"offset_groups must be a whole number of at least 1, got 0$"),
+        (6, 3.0, r"offset_groups must be a whole number of at least 1, got 3.0$"),
     ],
 )
 def test_channels_that_the_groups_do_not_divide(channels, offset_groups, message):

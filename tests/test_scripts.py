@@ -33,20 +33,21 @@ def reproduce(tiny_words) -> ModuleType:
     module = load_script("reproduce")
     chosen_by_the_script = ("train=", "logger=")
     words = [word for word in tiny_words if not word.startswith(chosen_by_the_script)]
-    module.OVERRIDES = [*words, "distortion.saturations=[0.0,0.5,0.9]"]
+    module.settings = [*words, "distortion.saturations=[0.0,0.5,0.9]"]
     module.experiments_of = lambda table: ROWS
     return module
 
 
 def run(module: ModuleType, folder: Path, *words: str) -> int:
-    return module.main(["table1", "--logger", "none", "--preset", "smoke", "--results", str(folder / "a,b"), *words])
+    arguments = ["table1", "--logger", "none", "--preset", "smoke", "--results", str(folder / "a,b"), *words]
+    return module.main(arguments, module.settings)
 
 
 @pytest.fixture(scope="module")
 def trained(reproduce, tmp_path_factory):
     """Where two rows were trained from scratch, by the script."""
     folder = tmp_path_factory.mktemp("scratch")
-    reproduce.OVERRIDES = [*reproduce.OVERRIDES, f"paths.runs={folder}/runs"]
+    reproduce.settings = [*reproduce.settings, f"paths.runs={folder}/runs"]
     assert run(reproduce, folder, "--from", "scratch") == 0
     return folder
 

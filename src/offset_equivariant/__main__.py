@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from offset_equivariant.composition import CONFIGURATION, checked_run
 from offset_equivariant.config import ConfigError
 from offset_equivariant.experiment import run_experiment
-from offset_equivariant.reporting.records import Record, record_path
+from offset_equivariant.reporting.records import Record, RecordError, record_path
 from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import RunDirectoryError
 from offset_equivariant.training.loop import TrainingInterruptedError
@@ -56,7 +56,7 @@ def main(composed: DictConfig) -> float | None:
     """Run the experiment that the command line composes; returns its error at the lowest saturation."""
     try:
         record = run_configuration(composed)
-    except (ConfigError, RunDirectoryError, FileNotFoundError) as error:
+    except (ConfigError, RunDirectoryError, RecordError, FileNotFoundError) as error:
         # These say what to do, and where in the code they came from does not help. In a multirun Hydra must see them.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -64,7 +64,7 @@ def main(composed: DictConfig) -> float | None:
         sys.exit(2)
     except TrainingInterruptedError as interruption:
         log.warning("%s", interruption)
-        sys.exit(130)
+        sys.exit(interruption.exit_status)
     if record is None:
         return None
     saturation, error_percent = next(iter(record.metrics["error_percent"].items()))

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 
 from offset_equivariant.color import BALANCING_METHODS, ColorJitter, balance, make_clipping
 from offset_equivariant.color.representation import Representation
-from offset_equivariant.config import ConfigError, ExperimentConfig, JitterConfig
-from offset_equivariant.data import LabelledImages, check_options, data_directories, load_dataset
+from offset_equivariant.config import ConfigError, ExperimentConfig, JitterConfig, check_arguments
+from offset_equivariant.data import (
+    NO_OPTIONS,
+    LabelledImages,
+    data_directories,
+    describe_dataset,
+    load_dataset,
+    options_of,
+)
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn.families import FAMILIES
 from offset_equivariant.reporting.comparison import find_row
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionEvaluation, RecognitionTraining
-from offset_equivariant.training.schedules import make_schedule
+from offset_equivariant.training.schedules import SCHEDULES, make_schedule
 
 
 def build_network(config: ExperimentConfig) -> nn.Module:
@@ -64,20 +71,45 @@ def check_components(config: ExperimentConfig) -> None:
         ConfigError: names the group of settings, and says what is wrong with it.
     """
     schedule, jitter = config.train.schedule, config.strategy.jitter
+    family = FAMILIES[config.model.family]
+    check_arguments(family, config.model.family_options, "model.family_options")
+    check_arguments(SCHEDULES[schedule.name], schedule.options, "train.schedule.options", ("total_steps",))
     components: dict[str, Callable[[], object]] = {
         "model": lambda: build_network(config),
         "model.representation": lambda: build_pipeline(config),
         "train.schedule": lambda: make_schedule(schedule.name, 1, **schedule.options)(0),
         "strategy.jitter": lambda: None if jitter is None else _color_jitter(jitter),
-        "dataset": lambda: check_options(config.dataset.name, config.dataset.classes, config.dataset.options),
+        "dataset": lambda: check_dataset(config),
+        "paths.data": lambda: data_directories(config.paths.data),
         "runtime.device": lambda: choose_device(config.runtime.device),
         "table, row": lambda: None if config.table is None else find_row(config.table, config.row),
     }
     for name, build in components.items():
         try:
             build()
+        except ConfigError:
+            raise
         except (TypeError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(f"{name}: {error}") from error
+
+
+def check_dataset(config: ExperimentConfig) -> None:
+    """Check the data set's options, and that its images are enough, without loading it.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    dataset, batch_size = config.dataset, config.train.batch_size
+    check_arguments(options_of(dataset.name), dataset.options, "dataset.options", NO_OPTIONS)
+    described = describe_dataset(dataset.name, **dataset.options)
+    if dataset.classes != described.classes:
+        raise ConfigError(f"dataset.classes = {dataset.classes}, but {dataset.name} has {described.classes}")
+    training = described.images["train"] - dataset.validation_images
+    if training < batch_size:
+        raise ConfigError(
+            f"train.batch_size = {batch_size} and dataset.validation_images = {dataset.validation_images} do not fit "
+            f"the {described.images['train']} training images of {dataset.name}"
+        )
 
 
 def _color_jitter(jitter: JitterConfig) -> ColorJitter:

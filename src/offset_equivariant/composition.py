@@ -6,8 +6,9 @@ import logging
 import sys
 from typing import Any, cast
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -22,6 +23,8 @@ from offset_equivariant.runs import Run
 log = logging.getLogger(__name__)
 
 CONFIGURATION = provenance.repository_root() / "conf"
+#: Settings of the training and the data set that change no number.
+_INDECISIVE = ("log_every", "checkpoint_seconds", "download")
 
 
 def checked_run(composed: DictConfig) -> Run:
@@ -47,18 +50,54 @@ def plain_settings(composed: DictConfig) -> dict[str, Any]:
         experiments = ", ".join(sorted(path.stem for path in (CONFIGURATION / "experiment").glob("*.yaml")))
         advice = f"experiment=<one of {experiments}>" if error.full_key in ("name", "row") else f"{error.full_key}="
         raise ConfigError(f"setting {error.full_key} has no value; give {advice}") from error
-    _name_changed_preset(settings["train"])
+    _name_changed_preset(settings)
     return settings
 
 
-def _name_changed_preset(train: dict[str, Any]) -> None:
-    """A preset with a setting changed is another one: its numbers must not stand under the preset's name."""
-    path = CONFIGURATION / "train" / f"{train['preset']}.yaml"
-    preset = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
-    assert isinstance(preset, dict)
-    decisive = [name for name in preset if name in train and name not in ("log_every", "checkpoint_seconds")]
-    if any(train[name] != preset[name] for name in decisive):
-        train["preset"] += "_changed"
+def _name_changed_preset(settings: dict[str, Any]) -> None:
+    """Give a training whose settings are not those of its experiment and preset another preset's name.
+
+    Its numbers would otherwise stand as those of the experiment. The name ends in a digest of what was changed, so
+    that two different changes have two names. A smoke test has only one: it measures nothing.
+
+    Raises:
+        ConfigError: if the settings claim to be a row of a table under a name that is no experiment's.
+    """
+    name, preset = settings["name"], settings["train"]["preset"]
+    known = (CONFIGURATION / "experiment" / f"{name}.yaml").exists()
+    if settings["table"] is not None and not known:
+        raise ConfigError(
+            f"name = {name!r} is no experiment of conf/experiment; give table=null with a name of its own"
+        )
+    if preset == "smoke" or not (CONFIGURATION / "train" / f"{preset}.yaml").exists():
+        return
+    words = [f"train={preset}", *([f"experiment={name}"] if known else [])]
+    meant = OmegaConf.to_container(_compose(words), resolve=False)
+    assert isinstance(meant, dict)
+    sections = ("table", "row", "dataset", "model", "strategy", "train") if known else ("train",)
+    # The names of the search's experiments say these two.
+    free = (*_INDECISIVE, "learning_rate", "weight_decay") if preset == "search" else _INDECISIVE
+    changed = {s: _differences(settings[s], meant[s], free) for s in sections if settings[s] != meant[s]}
+    changed = {section: difference for section, difference in changed.items() if difference != {}}
+    if changed:
+        settings["train"]["preset"] += f"_changed_{provenance.config_sha256(changed)[:6]}"
+
+
+def _differences(given: Any, meant: Any, free: tuple[str, ...]) -> Any:
+    """Return what was given where it is not what was meant, key by key, without the keys ``free``."""
+    if not isinstance(given, dict) or not isinstance(meant, dict):
+        return given
+    names = [name for name in {**meant, **given} if name not in free]
+    pairs = {name: (given.get(name), meant.get(name)) for name in names}
+    return {name: _differences(a, b, ()) for name, (a, b) in pairs.items() if a != b}
+
+
+def _compose(words: list[str]) -> DictConfig:
+    """Compose the repository's configuration, inside an application of Hydra's or outside."""
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", words)
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        return compose("config", words)
 
 
 class CheckEveryJob(Callback):

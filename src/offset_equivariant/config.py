@@ -7,9 +7,10 @@ says what is wrong with it.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -189,6 +190,12 @@ class ExperimentConfig:
         return self.name if self.train.preset == "fast" else f"{self.name}_{self.train.preset}"
 
     @property
+    def record_name(self) -> str:
+        """Name of the experiment with what its evaluation does otherwise than the others."""
+        requantized = "_requantized" if self.distortion.requantize else ""
+        return self.experiment + requantized + (f"_hues{self.distortion.seed}" if self.distortion.seed else "")
+
+    @property
     def dataset_label(self) -> str:
         """Name of the images that are evaluated on."""
         return self.dataset.name + ("_validation" if self.dataset.validation_images else "")
@@ -225,6 +232,7 @@ def _check(config: ExperimentConfig) -> None:
             f"dataset {dataset.name} has no statistics {config.model.representation.statistics!r}, "
             f"only {', '.join(dataset.statistics)}"
         )
+    _check_representation(config)
     positive = {
         "train.epochs": train.epochs,
         "train.steps": train.steps,
@@ -254,6 +262,43 @@ def _check(config: ExperimentConfig) -> None:
         raise ConfigError(f"train.label_smoothing = {train.label_smoothing} must lie in [0, 1)")
 
 
+def _check_representation(config: ExperimentConfig) -> None:
+    """The statistics must be those of the space that the network is shown, one mean and std a colour channel."""
+    representation = config.model.representation
+    name = representation.statistics
+    if not name.startswith(representation.space):
+        fitting = [other for other in config.dataset.statistics if other.startswith(representation.space)]
+        raise ConfigError(
+            f"model.representation.statistics = {name!r} is not of space = {representation.space}; "
+            f"choose one of {', '.join(fitting)}"
+        )
+    values = config.dataset.statistics[name]
+    if sorted(values) != ["mean", "std"] or any(len(numbers) != 3 for numbers in values.values()):
+        raise ConfigError(f"dataset.statistics.{name} = {values} must have three numbers each for mean and std")
+
+
+def check_arguments(
+    function: Callable[..., Any], options: Mapping[str, Any], path: str, given: Sequence[str] = ()
+) -> None:
+    """Check keyword options against the names and types of a function's, or a dataclass's, parameters.
+
+    Args:
+        function: what will be called with the options.
+        options: names and values.
+        path: name of the group of settings that the options are.
+        given: parameters that are no options.
+
+    Raises:
+        ConfigError: for an unknown name, listing the valid ones, or a value of the wrong type.
+    """
+    hints = get_type_hints(function)
+    valid = [name for name in inspect.signature(function).parameters if name not in given]
+    for name, value in options.items():
+        if name not in valid:
+            raise ConfigError(f"unknown setting {path}.{name}; valid ones are {', '.join(valid) or '(none)'}")
+        _value(hints[name], value, f"{path}.{name}")
+
+
 def _build(cls: type[T], settings: Any, path: str) -> T:
     """Make the dataclass ``cls`` of a dictionary, checking names and types all the way down."""
     if not isinstance(settings, Mapping):
@@ -280,7 +325,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return _build(hint, value, path)  # type: ignore[arg-type]
     if origin is Literal:
         return value if value in get_args(hint) else _fail(path, value, "one of " + ", ".join(map(str, get_args(hint))))
-    if origin is list:
+    if origin in (list, Sequence):
         if not isinstance(value, list | tuple):
             return _fail(path, value, "a list")
         return [_value(get_args(hint)[0], item, f"{path}[{index}]") for index, item in enumerate(value)]

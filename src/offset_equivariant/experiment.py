@@ -23,7 +23,14 @@ from offset_equivariant.building import (
 )
 from offset_equivariant.data import LabelledImages
 from offset_equivariant.evaluation.sweep import Evaluation, sweep
-from offset_equivariant.reporting.records import Record, read_record, record_path, saturation_key, save_evaluation
+from offset_equivariant.reporting.records import (
+    Record,
+    read_record,
+    record_path,
+    require_mergeable,
+    saturation_key,
+    save_evaluation,
+)
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
 from offset_equivariant.runs import Run, Weights
@@ -52,6 +59,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
     Raises:
         RunDirectoryError: if the run's directory holds another run.
         FileNotFoundError: if there is nothing to evaluate, or no data.
+        RecordError: if the record would lose numbers, see :func:`~.reporting.records.require_mergeable`.
     """
     config = run.config
     device = choose_device(config.runtime.device)
@@ -75,7 +83,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
 
 def finished_record(run: Run, weights: Weights) -> Record | None:
     """Return the record of these weights, if this commit has measured them at all the saturations asked for."""
-    path = record_path(Path(run.config.paths.results), run.config.experiment, run.config.seed)
+    path = record_path(Path(run.config.paths.results), run.config.record_name, run.config.seed)
     if run.dirty or not path.exists():
         return None
     record = read_record(path)
@@ -121,6 +129,10 @@ def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.devic
         bar = tqdm(batches, desc=f"evaluate {config.experiment}", disable=None if config.runtime.progress else True)
         return bar
 
+    planned = make_record(run, network, weights, images, Evaluation({}, {}, len(images)), 0.0, device)
+    path = record_path(Path(config.paths.results), planned.experiment, planned.seed)
+    if path.exists():
+        require_mergeable(read_record(path), planned, map(saturation_key, config.distortion.values()))
     started = time.perf_counter()
     evaluation = sweep(
         build_evaluation(config, network, images),
@@ -155,7 +167,7 @@ def make_record(
     config, facts = run.config, weights.facts
     recorded = recorded_settings(run)
     return Record(
-        experiment=config.experiment,
+        experiment=config.record_name,
         table=config.table,
         row=config.row,
         dataset=config.dataset_label,

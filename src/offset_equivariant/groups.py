@@ -25,8 +25,8 @@ def channels_per_group(channels: int, offset_groups: int, name: str = "channels"
         ValueError: if ``offset_groups`` is not positive or does not divide ``channels``; the message names the
             quantity, both numbers and the nearest valid ones.
     """
-    if offset_groups < 1:
-        raise ValueError(f"offset_groups must be at least 1, got {offset_groups}")
+    if not isinstance(offset_groups, int) or offset_groups < 1:
+        raise ValueError(f"offset_groups must be a whole number of at least 1, got {offset_groups!r}")
     if channels < 1 or channels % offset_groups:
         below = max(channels, 0) // offset_groups * offset_groups
         valid = " or ".join(str(n) for n in (below, below + offset_groups) if n > 0)

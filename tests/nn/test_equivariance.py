@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -124,6 +126,30 @@ def test_a_broken_network_with_a_head_is_blamed_on_the_broken_layer():
     assert check_equivariance(network, (2, 6), output="mean").first_breaking == "1"
 
 
+@pytest.mark.parametrize("classes", [9, 10])
+def test_a_head_is_not_blamed_for_what_is_done_to_its_scores(classes):
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    layers = oe.nn.Linear(6, 3 * classes), oe.nn.InvariantHead()
+    report = check_equivariance(Doubled(*layers), (2, 6), output="mean")
+    assert not report.equivariant and report.first_breaking == ""
+    assert check_equivariance(nn.Sequential(*layers), (2, 6), output="mean").first_breaking is None
+
+
+def test_scores_that_the_groups_do_not_divide_are_refused():
+    network = nn.Sequential(oe.nn.Linear(6, 30), oe.nn.InvariantHead())
+    with pytest.raises(ValueError, match=r"the output has shape \(2, 10\), .* pass output='mean'"):
+        check_equivariance(network, (2, 6))
+
+
+def test_an_invariant_part_of_an_invariant_module_is_not_blamed():
+    centred = Function(lambda x: x - x.mean(1, keepdim=True))
+    network = nn.Sequential(centred, nn.Linear(6, 4))
+    assert check_equivariance(network, (2, 6), offset_groups=1, output="invariant").first_breaking is None
+
+
 def test_a_break_between_submodules_is_the_modules_own():
     class Residual(nn.Module):
         def __init__(self):
@@ -143,6 +169,14 @@ def test_nan_is_no_equivariance():
     report = check_equivariance(Function(lambda x: (x - 1e9).log()), (2, 6))
     assert not report.equivariant
     assert report.first_breaking == ""
+    assert math.isnan(report.worst())
+    only_the_last = check_equivariance(Function(lambda x: x + 0 * (1e4 - x.abs()).log()), (2, 6), magnitudes=(1, 1e6))
+    assert math.isnan(only_the_last.worst())
+
+
+def test_nothing_to_measure_is_refused():
+    with pytest.raises(ValueError, match="magnitudes is empty"):
+        check_equivariance(nn.Identity(), (2, 6), magnitudes=())
 
 
 def test_the_module_and_the_random_state_are_left_alone(randomised):

@@ -168,14 +168,34 @@ def test_merge_unites_the_metrics_of_the_same_weights(make_record):
         {"checkpoint_sha256": "fe"},
         {"data_sha256": {"test": "d2"}},
         {"n": 9},
-        {"commit": "another"},
-        {"environment": {"torch": "3"}},
     ],
 )
 def test_merge_replaces_what_is_not_the_same_evaluation(make_record, changes):
     old = make_record(metrics={"e": {"0.9": 9.0}})
     new = make_record(**{"metrics": {"e": {"0.5": 5.0}}, **changes})
     assert merge_records(old, new) == new
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"commit": "another"}, "commit .* there, another now"),
+        ({"environment": {"torch": "3"}}, "torch .* there, 3 now"),
+    ],
+)
+def test_fewer_numbers_of_other_code_do_not_replace_more(make_record, changes, difference):
+    old = make_record(metrics={"e": {"0.5": 5.5, "0.9": 9.0}}, environment={"torch": "2", "threads": 1})
+    new = make_record(**{"metrics": {"e": {"0.5": 5.0}}, "environment": {"torch": "2", "threads": 1}, **changes})
+    with pytest.raises(RecordError, match=f"holds the saturations 0.9 too, .*{difference}.*give another paths.results"):
+        merge_records(old, new)
+    whole = make_record(**{**changes, "metrics": {"e": {"0.5": 5.0, "0.9": 9.1}}})
+    assert merge_records(old, whole) == whole
+
+
+def test_jobs_of_one_sweep_may_run_on_different_computers(make_record):
+    old = make_record(metrics={"e": {"0.9": 9.0}}, environment={"torch": "2", "threads": 1, "platform": "a"})
+    new = make_record(metrics={"e": {"0.5": 5.0}}, environment={"torch": "2", "threads": 8, "platform": "b"})
+    assert merge_records(old, new).metrics == {"e": {"0.5": 5.0, "0.9": 9.0}}
 
 
 def test_a_dirty_number_keeps_the_merged_record_dirty_until_measured_again(make_record):

@@ -4,7 +4,7 @@ from offset_equivariant.training.schedules import make_schedule, multi_step, one
 
 
 def test_multi_step_is_he_et_als_schedule():
-    schedule = multi_step([32000, 48000])
+    schedule = multi_step(64000, [32000, 48000])
     expected = {0: 1, 31999: 1, 32000: 0.1, 47999: 0.1, 48000: 0.01, 63999: 0.01}
     assert {step: schedule(step) for step in expected} == pytest.approx(expected)
 
@@ -30,7 +30,7 @@ def test_wrong_arguments():
             one_cycle(10, fraction)
     for milestones in ([2, 1], [1, 1]):
         with pytest.raises(ValueError, match="must ascend"):
-            multi_step(milestones)
+            multi_step(10, milestones)
     with pytest.raises(ValueError, match="'cosine' is not one of one_cycle, multi_step"):
         make_schedule("cosine", 10)
 

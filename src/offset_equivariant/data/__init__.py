@@ -1,24 +1,27 @@
 """Data sets: where they lie, how they are read, and a registry of them by name."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offset_equivariant.data.cifar10 import CLASSES, load_cifar10
 from offset_equivariant.data.labelled_images import LabelledImages, Split, pixels_sha256
 from offset_equivariant.data.locations import DataNotFoundError, data_directories
-from offset_equivariant.data.synthetic import synthetic_images
+from offset_equivariant.data.synthetic import synthetic_arguments, synthetic_images
 
 __all__ = [
     "DATASETS",
+    "NO_OPTIONS",
     "DataNotFoundError",
+    "DatasetDescription",
     "LabelledImages",
     "Split",
-    "check_options",
     "data_directories",
+    "describe_dataset",
     "load_cifar10",
     "load_dataset",
+    "options_of",
     "pixels_sha256",
     "synthetic_images",
 ]
@@ -55,19 +58,35 @@ def _loader(name: str) -> Callable[..., LabelledImages]:
     return DATASETS[name]
 
 
-def check_options(name: str, classes: int, options: Mapping[str, Any]) -> None:
-    """Check the options of a data set without loading it.
+NO_OPTIONS = ("split", "directories", "progress")
+"""Parameters of the loaders that are no settings of a data set."""
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What is known of a data set before it is loaded: its number of classes, and of images by split."""
+
+    classes: int
+    images: Mapping[Split, int]
+
+
+def options_of(name: str) -> Callable[..., LabelledImages]:
+    """Return the function whose keyword parameters, but for `NO_OPTIONS`, are the options of a data set.
 
     Raises:
-        ValueError: when the name is unknown, an option is not the data set's, or it has another number of classes.
+        ValueError: when the name is unknown.
     """
-    loader = _loader(name)
-    if name == "synthetic":  # whose registered loader passes its options on
-        loader = synthetic_images
-    valid = [option for option in inspect.signature(loader).parameters if option not in ("split", "directories")]
-    unknown = [option for option in options if option not in valid]
-    if unknown:
-        raise ValueError(f"data set {name} has no option {unknown[0]!r}, only {', '.join(valid)}")
-    expected = len(CLASSES) if name == "cifar10" else options.get("classes", 10)
-    if classes != expected:
-        raise ValueError(f"classes = {classes}, but data set {name} has {expected}")
+    return synthetic_images if name == "synthetic" else _loader(name)
+
+
+def describe_dataset(name: str, **options: Any) -> DatasetDescription:
+    """Describe a data set with its options, without loading it.
+
+    Raises:
+        ValueError: when the name is unknown, or an option is out of range.
+    """
+    _loader(name)
+    if name == "cifar10":
+        return DatasetDescription(len(CLASSES), {"train": 50_000, "test": 10_000})
+    chosen = synthetic_arguments(**options)
+    return DatasetDescription(chosen["classes"], {"train": chosen["n_train"], "test": chosen["n_test"]})

@@ -34,15 +34,7 @@ def synthetic_images(
         ValueError: when an argument is out of range.
     """
     check_split(split)
-    for name, value, minimum in (
-        ("n_train", n_train, 1),
-        ("n_test", n_test, 1),
-        ("classes", classes, 2),
-        ("size", size, _MINIMUM_SIZE),
-        ("seed", seed, 0),
-    ):
-        if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    synthetic_arguments(n_train, n_test, classes, size, seed)
     n = n_train if split == "train" else n_test
     rng = np.random.default_rng([seed, get_args(Split).index(split)])
     labels = rng.permutation(np.arange(n) % classes)
@@ -62,6 +54,22 @@ def synthetic_images(
         sha256=pixels_sha256(images),
         synthetic=True,
     )
+
+
+def synthetic_arguments(
+    n_train: int = 2000, n_test: int = 500, classes: int = 10, size: int = 32, seed: int = 0
+) -> dict[str, int]:
+    """Return the arguments of `synthetic_images` by name, without making the images.
+
+    Raises:
+        ValueError: when an argument is out of range.
+    """
+    given = {"n_train": n_train, "n_test": n_test, "classes": classes, "size": size, "seed": seed}
+    minima = {"n_train": 1, "n_test": 1, "classes": 2, "size": _MINIMUM_SIZE, "seed": 0}
+    for name, value in given.items():
+        if value < minima[name]:
+            raise ValueError(f"{name} must be at least {minima[name]}, got {value}")
+    return given
 
 
 def _gratings(labels: np.ndarray, classes: int, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -15,7 +15,7 @@ from offset_equivariant.reporting.predictions import PredictionPanel
 from offset_equivariant.tasks.recognition import RecognitionEvaluation
 
 #: Saturations of the paper's Figure 3.
-SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
+PANEL_SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 
 def first_of_each_class(labels: torch.Tensor, classes: int) -> list[int]:
@@ -35,7 +35,7 @@ def prediction_panel(
     indices: Sequence[int],
     *,
     seed: int,
-    saturations: Sequence[float] = SATURATIONS,
+    saturations: Sequence[float] = PANEL_SATURATIONS,
     checkpoint_sha256: Mapping[str, str],
 ) -> PredictionPanel:
     """Classify images under illuminants of growing saturation and the hue that the sweep gives them.

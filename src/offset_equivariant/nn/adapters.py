@@ -24,7 +24,7 @@ class OffsetAdapter(nn.Module):
         add: φ₂, likewise; None for the same as φ₁, computed once.
 
     Raises:
-        ValueError: for an unknown pooling, or channels not divisible by the groups.
+        ValueError: for an unknown pooling, one whose result has another shape, or channels not divisible by the groups.
     """
 
     def __init__(
@@ -41,9 +41,18 @@ class OffsetAdapter(nn.Module):
         self.add = make_group_pooling(add, offset_groups) if isinstance(add, str) else add
 
     def forward(self, x: Tensor) -> Tensor:
-        subtracted = self.subtract(x)
-        added = subtracted if self.add is None else self.add(x)
+        subtracted = self._pooled(self.subtract, x)
+        added = subtracted if self.add is None else self._pooled(self.add, x)
         return add_offset(self.module(add_offset(x, -subtracted)), added)
+
+    def _pooled(self, pooling: nn.Module, x: Tensor) -> Tensor:
+        values: Tensor = pooling(x)
+        if values.shape != (x.shape[0], self.offset_groups):
+            raise ValueError(
+                f"a group pooling must give one number an image and group, ({x.shape[0]}, {self.offset_groups}), "
+                f"but {type(pooling).__name__} gave {tuple(values.shape)}"
+            )
+        return values
 
 
 class _BatchNorm(OffsetAdapter):
@@ -119,7 +128,10 @@ class Maxout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = split_groups(x, self.offset_groups).shape[2]
         if size % self.pieces:
-            raise ValueError(f"{size} channels a group cannot be split into pieces of {self.pieces}")
+            valid = ", ".join(str(pieces) for pieces in range(1, size + 1) if size % pieces == 0)
+            raise ValueError(
+                f"pieces = {self.pieces} does not divide the {size} channels of a group; valid numbers are {valid}"
+            )
         pieces: Tensor = x.unflatten(1, (-1, self.pieces))
         return pieces.amax(2)
 

@@ -61,8 +61,9 @@ class EquivarianceReport:
         return all(m.relative <= TOLERANCES[m.dtype] for m in self.measurements)
 
     def worst(self, dtype: torch.dtype = torch.float64) -> float:
-        """Return the largest relative error in that precision."""
-        return max(m.relative for m in self.measurements if m.dtype == dtype)
+        """Return the largest relative error in that precision; not a number if one is not."""
+        errors = [m.relative for m in self.measurements if m.dtype == dtype]
+        return torch.tensor(errors, dtype=torch.float64).max().item()
 
     def __str__(self) -> str:
         lines = [f"{'dtype':8} {'mode':6} {'offset':>8} {'absolute':>10} {'relative':>10}"]
@@ -99,12 +100,14 @@ def check_equivariance(
         seed: of inputs, offsets, and random layers such as dropout, which draw the same with and without offset.
 
     Raises:
-        ValueError: for an unknown ``output``, no input shape, or channels that the groups do not divide.
+        ValueError: for an unknown ``output``, no input shape, no magnitude, or channels that the groups do not divide.
     """
     if output not in get_args(Output):
         raise ValueError(f"output = {output!r} is not one of {', '.join(get_args(Output))}")
     if not input_shapes:
         raise ValueError("give the shape of the module's input, for instance (2, 15, 8, 8)")
+    if not magnitudes:
+        raise ValueError("magnitudes is empty: nothing would be measured")
     measurements = []
     broken: str | None = None
     for dtype in TOLERANCES:
@@ -118,7 +121,7 @@ def check_equivariance(
                 measurements.append(measured)
                 follows = measured.relative <= TOLERANCES[dtype]  # false for NaN
                 if not follows and (broken is None or dtype == torch.float64):
-                    found = probe.first_breaking()
+                    found = probe.first_breaking(output)
                     broken = broken if found is None else found
     return EquivarianceReport(tuple(measurements), broken)
 
@@ -159,6 +162,11 @@ class _Probe:
         plain, moved = self.run(self.inputs), self.run(self.moved)
         expected = plain
         if output == "equivariant":
+            if plain.ndim < 2 or plain.shape[1] % self.offset_groups:
+                raise ValueError(
+                    f"the output has shape {tuple(plain.shape)}, and offset_groups = {self.offset_groups} does not "
+                    "divide its channels; if these are the scores of an invariant head, pass output='mean' (Eq. 28)"
+                )
             expected = add_offset(plain, self.offset)
         elif output == "mean":
             expected = add_offset(plain, self.offset.mean(1, keepdim=True))
@@ -169,7 +177,7 @@ class _Probe:
         relative = absolute / scale if scale else absolute
         return Measurement(self.dtype, training, self.magnitude, absolute, relative)
 
-    def first_breaking(self) -> str | None:
+    def first_breaking(self, output: Output) -> str | None:
         with _recorded(self.module) as calls:
             self.run(self.inputs)
             half = len(calls)
@@ -178,7 +186,7 @@ class _Probe:
             offsets = [self._offset_between(a, b) for a, b in zip(inputs, moved_inputs, strict=True)]
             if offsets and all(offset is not None for offset in offsets):
                 found = self._offset_between(result, moved_result)
-                if found is None or not self._close(found, offsets[0]):
+                if found is None or not self._follows(found, offsets[0], output):
                     return name
         return None
 
@@ -191,11 +199,15 @@ class _Probe:
         rest = add_offset(difference if plain.ndim > 1 else difference[:, None], -offset)
         return offset if rest.abs().max().item() <= self._tolerance(plain) else None
 
-    def _close(self, found: Tensor, expected: Tensor | None) -> bool:
-        assert expected is not None
-        if found.shape[1] != expected.shape[1]:  # scores of an invariant head
-            found, expected = found.mean(1), expected.mean(1)
-        return bool((found - expected).abs().max().item() <= self._tolerance(expected))
+    def _follows(self, found: Tensor, given: Tensor | None, output: Output) -> bool:
+        """Whether the output moved by the offset of the input, or in the other way that ``output`` allows for."""
+        assert given is not None
+        possible = [given] if found.shape[1] == given.shape[1] else []
+        if output == "mean" or not possible:
+            possible.append(given.mean(1, keepdim=True).expand_as(found))
+        if output == "invariant":
+            possible.append(torch.zeros_like(found))
+        return any(bool((found - offset).abs().max().item() <= self._tolerance(offset)) for offset in possible)
 
     def _tolerance(self, values: Tensor) -> float:
         return TOLERANCES[self.dtype] * max(1.0, values.abs().max().item(), self.magnitude)

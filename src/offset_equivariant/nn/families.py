@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from offset_equivariant.groups import nearest_multiple
+from offset_equivariant.groups import channels_per_group, nearest_multiple
 from offset_equivariant.nn import adapters, concatenation, fused, layers, residual
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
 
@@ -132,12 +132,20 @@ class OffsetEquivariant:
             :func:`~offset_equivariant.nn.constraint.project_` after each optimiser step.
         shortcut_padding: see :class:`~offset_equivariant.nn.residual.OptionAShortcut`.
         init_gain: standard deviation of the initial convolution weights in units of He et al.'s, after projection.
+
+    Raises:
+        ValueError: if ``offset_groups`` or ``init_gain`` is not positive.
     """
 
     offset_groups: int = 3
     constraint: Constraint = "projection"
     shortcut_padding: residual.ShortcutPadding = "inside_groups"
     init_gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        channels_per_group(self.offset_groups, self.offset_groups)  # refuses what cannot be a number of groups
+        if not self.init_gain > 0:
+            raise ValueError(f"init_gain = {self.init_gain} must be positive")
 
     def width(self, channels: int) -> int:
         return nearest_multiple(channels, self.offset_groups)
@@ -197,7 +205,8 @@ class OffsetEquivariant:
 
     @torch.no_grad()
     def initialise_(self, network: nn.Module) -> None:
-        """Normal weights (fan in), projected.
+        """Normal weights (fan in), projected: He et al.'s variance 2 / fan_in for convolutions, torch's 1 / (3 fan_in)
+        for linear layers; biases zero.
 
         The projection takes one of each K = (channels of a group x taps) degrees of freedom, and a part 1/K of the
         variance with it; the standard deviation is raised by sqrt(K / (K - 1)) so that what is left has the variance

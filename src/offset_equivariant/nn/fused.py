@@ -39,12 +39,18 @@ class BatchNormReLU(nn.BatchNorm2d):
     :class:`~offset_equivariant.nn.adapters.BatchNorm2d`, :class:`~offset_equivariant.nn.residual.ResidualMerge` and
     :class:`~offset_equivariant.nn.adapters.ReLU` up to rounding.
 
+    ``SyncBatchNorm.convert_sync_batchnorm`` does not know this module, and would put a plain one in its place.
+
     Raises:
-        ValueError: if ``num_features`` is not divisible by ``offset_groups``.
+        ValueError: if ``num_features`` is not divisible by ``offset_groups``, or ``momentum`` is None.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, offset_groups: int = 3) -> None:
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *, offset_groups: int = 3
+    ) -> None:
         channels_per_group(num_features, offset_groups, "num_features")
+        if momentum is None:
+            raise ValueError("momentum = None, a cumulative average, is not supported here; give a number")
         super().__init__(num_features, eps, momentum)
         self.offset_groups = offset_groups
 
@@ -52,9 +58,11 @@ class BatchNormReLU(nn.BatchNorm2d):
         """Return the activation, shaped as ``input``, ``(N, C, H, W)``; ``shortcut`` is the x of Eq. 27.
 
         Raises:
-            ValueError: if ``input`` is no batch of images, or has only one value a channel in training.
+            ValueError: if ``input`` is no batch of images, or has only one value a channel in training, or if
+                ``shortcut`` has another shape.
         """
         self._check_input_dim(input)
+        _require_same_shape(input, shortcut)
         channels = input.shape[1]
         mean, variance = _ChannelMoments.apply(input)
         group = expand_groups(group_mean(mean, self.offset_groups), channels)
@@ -100,6 +108,12 @@ class ConventionalBatchNormReLU(nn.BatchNorm2d):
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
         normalised = super().forward(input)
         return nn.functional.relu(normalised if shortcut is None else normalised + shortcut)
+
+
+def _require_same_shape(input: Tensor, shortcut: Tensor | None) -> None:
+    """Broadcasting would merge what does not belong together."""
+    if shortcut is not None and shortcut.shape != input.shape:
+        raise ValueError(f"the shortcut has shape {tuple(shortcut.shape)}, the branch {tuple(input.shape)}")
 
 
 def _pixels(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Signatures follow torch's, with ``offset_groups`` and ``constraint`` added. torc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -44,6 +45,20 @@ class Linear(ConstrainedWeight, nn.Linear):
         return f"{super().extra_repr()}, offset_groups={self.offset_groups}, constraint={self.constraint!r}"
 
 
+def _require_torch_groups(channels: int, groups: int, offset_groups: int, name: str) -> None:
+    """Refuse channels that torch's ``groups`` do not divide, naming the nearest that both kinds of groups divide."""
+    if groups < 1:
+        raise ValueError(f"groups must be at least 1, got {groups}")
+    if channels % groups:
+        both = math.lcm(groups, offset_groups)
+        below = channels // both * both
+        valid = " or ".join(str(count) for count in (below, below + both) if count)
+        raise ValueError(
+            f"{name} = {channels} cannot be split evenly into groups = {groups}; the nearest valid number of channels, "
+            f"with offset_groups = {offset_groups}, is {valid}"
+        )
+
+
 class _Conv(ConstrainedWeight):
     """What the convolutions of one, two and three dimensions share."""
 
@@ -70,6 +85,8 @@ class _Conv(ConstrainedWeight):
     ) -> None:
         channels_per_group(in_channels, offset_groups, "in_channels")
         channels_per_group(out_channels, offset_groups, "out_channels")
+        for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
+            _require_torch_groups(count, groups, offset_groups, name)
         if padding_mode not in PADDING_MODES:
             raise ValueError(
                 f"padding_mode = {padding_mode!r} would break offset equivariance at the border (Section 2.2); "
@@ -80,6 +97,8 @@ class _Conv(ConstrainedWeight):
         self._constrain(offset_groups, constraint, groups)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.ndim != weight.ndim:
+            raise ValueError(f"expected a batch (N, C, ...) of {weight.ndim} axes, got shape {tuple(input.shape)}")
         padded = pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
         convolved: Tensor = self._convolve(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
         return convolved

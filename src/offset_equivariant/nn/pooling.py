@@ -58,28 +58,32 @@ class AvgPool3d(_AvgPool, nn.AvgPool3d):
     """Average pooling over windows of ``(N, C, D, H, W)``; see :class:`AvgPool1d`."""
 
 
-class GroupMean(nn.Module):
-    """Average group pooling: the mean over a group's channels and all pixels, ``(N, C, *spatial)`` to ``(N, g)``."""
+class _GroupPooling(nn.Module):
+    """What the group poolings without parameters share."""
 
     def __init__(self, offset_groups: int = 3) -> None:
         super().__init__()
         self.offset_groups = offset_groups
 
-    def forward(self, x: Tensor) -> Tensor:
-        return group_mean(x, self.offset_groups)
-
     def extra_repr(self) -> str:
         return f"offset_groups={self.offset_groups}"
 
 
-class GroupMax(GroupMean):
+class GroupMean(_GroupPooling):
+    """Average group pooling: the mean over a group's channels and all pixels, ``(N, C, *spatial)`` to ``(N, g)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return group_mean(x, self.offset_groups)
+
+
+class GroupMax(_GroupPooling):
     """Maximum group pooling: the largest value of a group's channels and all pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return split_groups(x, self.offset_groups).flatten(2).amax(2)
 
 
-class GroupMin(GroupMean):
+class GroupMin(_GroupPooling):
     """Minimum group pooling: the smallest value of a group's channels and all pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ class GroupLinear(nn.Module):
         return pooled
 
 
-GROUP_POOLINGS: dict[str, type[GroupMean]] = {"mean": GroupMean, "max": GroupMax, "min": GroupMin}
+GROUP_POOLINGS: dict[str, type[_GroupPooling]] = {"mean": GroupMean, "max": GroupMax, "min": GroupMin}
 
 
 def make_group_pooling(name: str, offset_groups: int) -> nn.Module:
@@ -121,5 +125,8 @@ def make_group_pooling(name: str, offset_groups: int) -> nn.Module:
         ValueError: for another name, listing the valid ones.
     """
     if name not in GROUP_POOLINGS:
-        raise ValueError(f"group pooling {name!r} is not one of {', '.join(GROUP_POOLINGS)}")
+        raise ValueError(
+            f"group pooling {name!r} is not one of {', '.join(GROUP_POOLINGS)}; a learned one is passed as a module, "
+            "GroupLinear(channels)"
+        )
     return GROUP_POOLINGS[name](offset_groups)

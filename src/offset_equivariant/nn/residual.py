@@ -22,7 +22,13 @@ class ResidualMerge(nn.Module):
         self.offset_groups = offset_groups
 
     def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
-        """Merge f(x), ``branch``, with x, ``shortcut``, both ``(N, C, *spatial)``."""
+        """Merge f(x), ``branch``, with x, ``shortcut``, both ``(N, C, *spatial)``.
+
+        Raises:
+            ValueError: if their shapes differ.
+        """
+        if branch.shape != shortcut.shape:
+            raise ValueError(f"the shortcut has shape {tuple(shortcut.shape)}, the branch {tuple(branch.shape)}")
         return branch + add_offset(shortcut, -group_mean(shortcut, self.offset_groups))
 
     def extra_repr(self) -> str:

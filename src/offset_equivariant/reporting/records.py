@@ -20,6 +20,8 @@ from offset_equivariant.storage import locked, replace_file
 Metrics = dict[str, dict[str, float]]
 Outcomes = dict[str, dict[str, NDArray[Any]]]
 _T = TypeVar("_T")
+#: Of the environment, what may differ between the jobs of one sweep.
+_PLACE = ("platform", "device_name", "threads")
 _OUTCOME_DTYPES = ("bool", "uint8", "float32")
 
 
@@ -184,16 +186,48 @@ def merge_records(old: Record, new: Record) -> Record:
     """Unite two evaluations of the same weights on the same data, as one-saturation-a-job sweeps produce.
 
     Metrics are united (``new`` wins on equal keys), ``evaluate_seconds`` added up, and ``dirty`` stays set while a
-    number of a dirty evaluation is among them; all else is taken from ``new``. ``new`` replaces ``old`` where the two
-    differ in experiment, seed, configuration, weights, data or ``n``, and where ``new`` measured all that ``old`` did.
+    number of a dirty evaluation is among them; all else is taken from ``new``: of the environment, the jobs of a sweep
+    may differ in the computer and its threads. ``new`` replaces ``old`` where the two differ in experiment, seed,
+    configuration, weights, data or ``n``, and where ``new`` measured all that ``old`` did.
+
+    Raises:
+        RecordError: as :func:`require_mergeable`.
     """
-    if not _continues(old, new) or _keys(old.metrics) <= _keys(new.metrics):
+    if _keys(old.metrics) <= _keys(new.metrics):
+        return replace(new, metrics=_ordered(new.metrics))
+    require_mergeable(old, new, {saturation for _, saturation in _keys(new.metrics)})
+    if not _same_subject(old, new):
         return replace(new, metrics=_ordered(new.metrics))
     return replace(
         new,
         metrics=_ordered(_united(old.metrics, new.metrics)),
         evaluate_seconds=old.evaluate_seconds + new.evaluate_seconds,
         dirty=old.dirty or new.dirty,
+    )
+
+
+def require_mergeable(old: Record, new: Record, saturations: Iterable[str]) -> None:
+    """Check that an evaluation at some saturations would not replace more numbers of the same weights.
+
+    Args:
+        old: What a results folder holds.
+        new: The evaluation; its metrics do not matter.
+        saturations: Keys of its saturations.
+
+    Raises:
+        RecordError: If ``old`` has other saturations too, of the same weights and data, and cannot be united with
+            ``new``, because another commit or other versions of the libraries measured them.
+    """
+    lost = sorted({saturation for _, saturation in _keys(old.metrics)} - set(saturations), key=float)
+    if not lost or not _same_subject(old, new) or _continues(old, new):
+        return
+    before, now = (_code(record) for record in (old, new))
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    differences = "; ".join(f"{name} {before.get(name)} there, {now.get(name)} now" for name in names)
+    raise RecordError(
+        f"the record of {old.experiment}, seed {old.seed}, holds the saturations {', '.join(lost)} too, and was "
+        f"measured by other code ({differences}); evaluate all saturations in one go, remove it, or give another "
+        "paths.results"
     )
 
 
@@ -257,10 +291,20 @@ def load_outcomes(results: Path, records: Iterable[Record]) -> dict[tuple[str, i
     return {key: read_outcomes(path) for key, path in paths.items() if path.exists()}
 
 
-def _continues(old: Record, new: Record) -> bool:
-    # The commit and the environment too: a record says one of each for all of its numbers.
-    same = ("experiment", "seed", "config_sha256", "checkpoint_sha256", "data_sha256", "n", "commit", "environment")
+def _same_subject(old: Record, new: Record) -> bool:
+    same = ("experiment", "seed", "config_sha256", "checkpoint_sha256", "data_sha256", "n")
     return all(getattr(old, name) == getattr(new, name) for name in same)
+
+
+def _continues(old: Record, new: Record) -> bool:
+    # A record says one commit and one set of libraries for all of its numbers.
+    return _same_subject(old, new) and _code(old) == _code(new)
+
+
+def _code(record: Record) -> dict[str, Any]:
+    """What measured: the commit and the versions, not on which computer."""
+    versions = {name: value for name, value in record.environment.items() if name not in _PLACE}
+    return {"commit": record.commit, **versions}
 
 
 def _keys(nested: Mapping[str, Mapping[str, Any]]) -> set[tuple[str, str]]:

@@ -1,1 +1,1 @@
-"""What is learned, behind one interface: :class:`~offset_equivariant.tasks.task.Task`."""
+"""What is learned, behind one interface: :mod:`~offset_equivariant.tasks.task`."""

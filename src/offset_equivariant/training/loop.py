@@ -28,7 +28,15 @@ class NonFiniteLossError(RuntimeError):
 
 
 class TrainingInterruptedError(RuntimeError):
-    """SIGTERM or Ctrl-C came; the run was checkpointed and can be taken up again."""
+    """SIGTERM or Ctrl-C came; the run was checkpointed and can be taken up again.
+
+    Attributes:
+        exit_status: what a process that the signal ended is expected to return, 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ def fit(
                 saved_at = time.monotonic()
             if stop.requested:
                 raise TrainingInterruptedError(
-                    f"stopped by {stop.name} at step {state.step}; the same command goes on from there"
+                    f"stopped by {stop.name} at step {state.step}; the same command goes on from there", stop.number
                 )
     return state
 
@@ -228,6 +236,7 @@ class _StopRequest:
 
     def __init__(self) -> None:
         self.name = ""
+        self.number = 0
         self._previous: dict[int, Any] = {}
 
     @property
@@ -245,5 +254,5 @@ class _StopRequest:
             signal.signal(number, handler)
 
     def _request(self, number: int, _: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+        self.name, self.number = signal.Signals(number).name, number
         signal.signal(number, self._previous[number])

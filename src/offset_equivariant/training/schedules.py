@@ -20,8 +20,10 @@ def one_cycle(total_steps: int, warmup_fraction: float = 0.25) -> Schedule:
     return lambda step: min((step + 1) / warmup, (total_steps - step) / max(1.0, total_steps - warmup))
 
 
-def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
+def multi_step(total_steps: int, milestones: Sequence[int], factor: float = 0.1) -> Schedule:
     """Multiply by ``factor`` from each milestone on (He et al. 2016, Section 4.2: at 32k and 48k of 64k steps).
+
+    Milestones after the last of the ``total_steps`` are never reached.
 
     Raises:
         ValueError: if the milestones do not ascend.
@@ -31,14 +33,15 @@ def multi_step(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
     return lambda step: factor ** sum(step >= milestone for milestone in milestones)
 
 
+SCHEDULES: dict[str, Callable[..., Schedule]] = {"one_cycle": one_cycle, "multi_step": multi_step}
+
+
 def make_schedule(name: str, total_steps: int, **options: object) -> Schedule:
     """Return the schedule of that name, ``one_cycle`` or ``multi_step``.
 
     Raises:
         ValueError: for another name, listing the valid ones.
     """
-    if name == "one_cycle":
-        return one_cycle(total_steps, **options)  # type: ignore[arg-type]
-    if name == "multi_step":
-        return multi_step(**options)  # type: ignore[arg-type]
-    raise ValueError(f"schedule {name!r} is not one of one_cycle, multi_step")
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule {name!r} is not one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name](total_steps, **options)
