@@ -341,14 +341,18 @@ WRONG_OPTIONS = [
     (
         ("model", "family_options", "constraint"),
         "hard",
-        "model: constraint = 'hard' is not one of parametrization, proj",
+        "model.family_options.constraint = 'hard' must be one of parametrization, proj",
     ),
-    (("model", "family_options", "shortcut_padding"), "middle", "model: .*'middle'"),
-    (("model", "family_options", "gain"), 1.0, "model: .*gain"),
+    (
+        ("model", "family_options", "shortcut_padding"),
+        "middle",
+        "model.family_options.shortcut_padding = 'middle' must be",
+    ),
+    (("model", "family_options", "gain"), 1.0, "unknown setting model.family_options.gain"),
     (("model", "representation", "clipping"), None, "log_rgb needs one"),
     (("model", "representation", "clipping_options"), {"fraction": 0.1}, "no parameter fraction; it takes epsilon"),
     (("train", "schedule", "options"), {"warmup_fraction": 2.0}, "train.schedule: warmup_fraction = 2.0 must be"),
-    (("train", "schedule", "name"), "multi_step", "train.schedule: .*warmup_fraction"),
+    (("train", "schedule", "name"), "multi_step", "unknown setting train.schedule.options.warmup_fraction"),
     (("strategy", "jitter"), {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0.6}, "strategy.jitter: .*hue"),
 ]
 
@@ -394,8 +398,8 @@ def test_checkpoints_hold_no_code_and_the_whole_state(done):
     [
         (["row=orignal"], "table 1 has no row 'orignal', only original, preprocessing_grey_world"),
         (["table=7"], "there is no table 7, only 1"),
-        (["dataset.classes=5"], "classes = 5, but data set synthetic has 10"),
-        (["+dataset.options.size_of=3"], "data set synthetic has no option 'size_of', only n_train, n_test"),
+        (["dataset.classes=5"], "dataset.classes = 5, but synthetic has 10"),
+        (["+dataset.options.size_of=3"], "unknown setting dataset.options.size_of; valid ones are n_train, n_test"),
         (["model.family_options.offset_groups=1"], "with offset_groups = 1, the std .* by different numbers"),
     ],
 )

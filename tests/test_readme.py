@@ -4,7 +4,10 @@ import re
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
+from offset_equivariant.composition import checked_run
 from offset_equivariant.nn import check_equivariance
 from offset_equivariant.provenance import repository_root
 
@@ -23,11 +26,22 @@ def test_the_example_is_equivariant(capsys):
     assert network(srgb).shape == (2, 10)
 
 
+def compose_words(words: list[str]) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", words)
+
+
 def test_commands_experiments_and_links_exist():
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`?make ([a-z0-9-]+)", README)) <= targets
     experiments = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
     shown = set(re.findall(r"`(table1_[a-z_]+)`", README))
     assert shown == {name for name in experiments if name.startswith("table1_")}
+    commands = re.findall(r"^python -m offset_equivariant ((?:.*\\\n)*.*)$", README, re.M)
+    assert len(commands) >= 5
+    for command in commands:
+        words = command.replace("\\\n", " ").split("#")[0].split()
+        # A multirun's words, each with its first value.
+        checked_run(compose_words([word.split(",")[0] for word in words if word != "-m"]))
     links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
     assert [link for link in links if not link.startswith("results/") and not (ROOT / link).exists()] == []
