@@ -251,6 +251,11 @@ def test_tracking_with_wandb_offline(command_line, short, tmp_path, finished_run
     errors = record.metrics["error_percent"]
     assert [row[sweep["columns"].index("error_percent")] for row in sweep["data"]] == list(errors.values())
     assert curves["data"] == [[float(s), "table1_equivariant_smoke", errors[s]] for s in errors]
+    (table1,) = [table for name, table in tables.items() if name.startswith("table1")]
+    (figure2,) = [table for name, table in tables.items() if name.startswith("figure2")]
+    (measured,) = [row for row in table1["data"] if errors["0.5"] in row]
+    assert "smoke" in measured and errors["0.0"] in measured
+    assert [row[2] for row in figure2["data"]] == list(errors.values())
     described = "".join(u.value_json for r in records for u in [*r.config.update, *r.run.config.update])
     assert "wandb/lineseries/v0" in described
 

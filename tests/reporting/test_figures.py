@@ -31,7 +31,7 @@ def panel():
     return PredictionPanel(
         images=rng.integers(0, 256, (3, 5, 32, 32, 3), dtype=np.uint8),
         saturations=(0.0, 0.2, 0.4, 0.6, 0.8),
-        titles=("a frog", "a ship", "a cat"),
+        numbers=(4, 1, 0),
         labels=(6, 8, 3),
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         posteriors={"Original": posteriors[0], "Equivariant": posteriors[1]},
@@ -103,7 +103,7 @@ def test_panel_round_trip(tmp_path, panel):
     write_panel(read_panel(tmp_path / "figure3.npz"), tmp_path / "again.npz")
     assert (tmp_path / "figure3.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
     back = read_panel(tmp_path / "figure3.npz")
-    for name in ("saturations", "titles", "labels", "classes", "checkpoint_sha256"):
+    for name in ("saturations", "numbers", "labels", "classes", "checkpoint_sha256"):
         assert getattr(back, name) == getattr(panel, name)
     assert back.images.dtype == np.uint8
     np.testing.assert_array_equal(back.images, panel.images)
@@ -114,6 +114,11 @@ def test_panel_round_trip(tmp_path, panel):
 def test_figure3_shows_the_top_three_classes_of_each_network(panel):
     figure = figure3(panel)
     assert len(figure.axes) == 3 * 5 * 3
+    assert [figure.axes[15 * row].get_ylabel() for row in range(3)] == [
+        "frog (test image 4)",
+        "ship (test image 1)",
+        "cat (test image 0)",
+    ]
     for row, column, network in ((0, 0, "Original"), (1, 3, "Equivariant"), (2, 4, "Original")):
         first = 3 * (5 * row + column)
         np.testing.assert_array_equal(figure.axes[first].images[0].get_array(), panel.images[row, column])

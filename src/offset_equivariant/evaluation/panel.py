@@ -62,7 +62,7 @@ def prediction_panel(
     return PredictionPanel(
         images=shown.numpy(),
         saturations=tuple(saturations),
-        titles=tuple(images.classes[label] for label in labels),
+        numbers=tuple(indices),
         labels=tuple(labels),
         classes=images.classes,
         posteriors={name: torch.stack(parts, 1).numpy().astype(np.float32) for name, parts in posteriors.items()},

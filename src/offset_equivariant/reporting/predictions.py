@@ -25,7 +25,7 @@ class PredictionPanel:
     Attributes:
         images: sRGB images, shape (images, saturations, height, width, 3), uint8 or floating point in [0, 1].
         saturations: Saturation of each column.
-        titles: A title for each image.
+        numbers: Number of each image among the test images.
         labels: True class of each image.
         classes: Names of the classes.
         posteriors: Name of a network -> its posteriors, shape (images, saturations, classes).
@@ -37,7 +37,7 @@ class PredictionPanel:
 
     images: NDArray[Any]
     saturations: tuple[float, ...]
-    titles: tuple[str, ...]
+    numbers: tuple[int, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     posteriors: dict[str, NDArray[np.float32]]
@@ -45,11 +45,13 @@ class PredictionPanel:
 
     def __post_init__(self) -> None:
         """Check the shapes."""
-        grid = (len(self.titles), len(self.saturations))
+        grid = (len(self.numbers), len(self.saturations))
         if self.images.shape[:2] != grid or self.images.ndim != 5 or self.images.shape[-1] != 3:
             raise ValueError(f"images must have the shape {grid} + (height, width, 3), got {self.images.shape}")
-        if len(self.labels) != len(self.titles):
-            raise ValueError(f"labels has {len(self.labels)} entries for {len(self.titles)} titles; give one per image")
+        if len(self.labels) != len(self.numbers):
+            raise ValueError(
+                f"labels has {len(self.labels)} entries for {len(self.numbers)} numbers; give one per image"
+            )
         for network, posterior in self.posteriors.items():
             if posterior.shape != (*grid, len(self.classes)):
                 raise ValueError(
@@ -59,7 +61,7 @@ class PredictionPanel:
 
 def write_panel(panel: PredictionPanel, path: Path) -> None:
     """Write ``panel`` to an ``.npz`` file in one step; equal panels give equal bytes."""
-    names = ("saturations", "titles", "labels", "classes", "checkpoint_sha256")
+    names = ("saturations", "numbers", "labels", "classes", "checkpoint_sha256")
     described: dict[str, Any] = {name: getattr(panel, name) for name in names}
     described["networks"] = list(panel.posteriors)
     buffer = io.BytesIO()
@@ -80,7 +82,7 @@ def read_panel(path: Path) -> PredictionPanel:
         return PredictionPanel(
             images=members["images"],
             saturations=tuple(described["saturations"]),
-            titles=tuple(described["titles"]),
+            numbers=tuple(described["numbers"]),
             labels=tuple(described["labels"]),
             classes=tuple(described["classes"]),
             posteriors=dict(zip(described["networks"], members["posteriors"], strict=True)),
@@ -94,7 +96,7 @@ def figure3(panel: PredictionPanel) -> Figure:
     A bar's length is the posterior, the frame's width being 1. Frames, and the bars of the true class, have the
     network's colour; other bars are grey.
     """
-    rows, columns, networks = len(panel.titles), len(panel.saturations), len(panel.posteriors)
+    rows, columns, networks = len(panel.numbers), len(panel.saturations), len(panel.posteriors)
     figure = Figure(figsize=(2.0 * columns + 0.4, rows * (1.9 + 0.72 * networks) + 0.7))
     outer = figure.add_gridspec(rows, columns, left=0.045, right=0.99, bottom=0.015, top=0.93, hspace=0.09, wspace=0.07)
     for row in range(rows):
@@ -108,7 +110,7 @@ def figure3(panel: PredictionPanel) -> Figure:
             if row == 0:
                 axes.set_title(f"S = {panel.saturations[column]:.1f}", fontsize=12)
             if column == 0:
-                axes.set_ylabel(panel.titles[row], fontsize=12)
+                axes.set_ylabel(f"{panel.classes[panel.labels[row]]} (test image {panel.numbers[row]})", fontsize=11)
             for index, posteriors in enumerate(panel.posteriors.values()):
                 bars = figure.add_subplot(inner[1 + index])
                 _draw_bars(bars, panel, posteriors[row, column], panel.labels[row], _COLOURS[index % len(_COLOURS)])
