@@ -56,7 +56,7 @@ WRONG = {
     ),
     "balancing": (
         ("experiment=table1_original", "strategy.balancing=nope"),
-        ["strategy.balancing = 'nope' is not one of grey_world, shades_of_grey"],
+        ["strategy.balancing = 'nope' is not one of grey_world, shades_of_grey, max_rgb, grey_edge"],
     ),
     "batch size": (("experiment=table1_original", "train.batch_size=0"), ["train.batch_size = 0 must be positive"]),
     "family option's value": (
@@ -132,7 +132,10 @@ def test_wrong_words_are_an_error_before_any_work(case, command_line, tmp_path):
         (("train.batch_size=8,-1",), "train.batch_size=-1): train.batch_size = -1 must be positive"),
         (("strategy=none,jitter",), "Could not find 'strategy/jitter'"),
         (("distortion=random_illuminant", "distortion.saturation=0.0,2"), "saturations must lie in [0, 1], got [2.0]"),
-        (("strategy.balancing=null,grey_wrld",), "'grey_wrld' is not one of grey_world, shades_of_grey"),
+        (
+            ("strategy.balancing=null,grey_wrld",),
+            "'grey_wrld' is not one of grey_world, shades_of_grey",
+        ),
         (("experiment=table1_original,table1_orignal",), "table1_equivariant_relative"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",

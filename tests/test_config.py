@@ -114,7 +114,11 @@ WRONG = [
     ("model.representation.space", "lab", "one of srgb, log_rgb"),
     ("model.representation.clipping", "soft", "one of absolute, relative"),
     ("model.representation", "srgb", "model.representation must be a group of settings, got 'srgb'"),
-    ("strategy.balancing", "nope", "strategy.balancing = 'nope' is not one of grey_world, shades_of_grey"),
+    (
+        "strategy.balancing",
+        "nope",
+        "'nope' is not one of grey_world, shades_of_grey, max_rgb, grey_edge",
+    ),
     ("strategy.jitter", {"hue": 0.1}, "setting strategy.jitter.brightness is missing"),
     ("distortion.saturations", [0.0, 2.0], r"saturations must lie in \[0, 1\], got \[0.0, 2.0\]"),
     ("distortion.saturations", [], r"saturations must lie in"),

@@ -43,7 +43,7 @@ class RepresentationConfig:
 
     space: Literal["srgb", "log_rgb"]
     statistics: str
-    clipping: Literal["absolute", "relative"] | None
+    clipping: Literal["absolute", "relative", "filled"] | None
     clipping_options: dict[str, float]
 
 

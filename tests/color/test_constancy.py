@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from offset_equivariant.color import (
     BALANCING_METHODS,
@@ -8,7 +9,9 @@ from offset_equivariant.color import (
     balance,
     balance_srgb,
     distort_srgb,
+    grey_edge,
     grey_world,
+    max_rgb,
     random_illuminants,
     shades_of_grey,
 )
@@ -34,6 +37,43 @@ def test_shades_of_grey_is_the_minkowski_mean(p):
     means = (images.numpy() ** p).mean(axis=(2, 3)) ** (1 / p)
     expected = means / np.sqrt((means**2).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(shades_of_grey(images, p).numpy(), expected, rtol=1e-13)
+
+
+def test_max_rgb_is_the_largest_value_of_each_channel():
+    images = torch.tensor([[[0.1, 0.3]], [[0.0, 0.4]], [[0.0, -0.4]]])[None]
+    torch.testing.assert_close(max_rgb(images), torch.tensor([[0.6, 0.8, 0.0]]))
+
+
+@pytest.mark.parametrize("covered", [False, True])
+def test_grey_edge_is_the_minkowski_mean_of_gaussian_gradients(covered):
+    images = torch.rand(2, 3, 24, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    kept = np.ones((24, 20), bool)
+    if covered:
+        images[:, :, 3:7, 11:13] = 0
+        kept[:12, 6:18] = False  # five pixels around, the reach of the filters
+    images[0, 2, 20, 3] = 0  # in one channel alone: a dark pixel of the scene
+    sigma, p = 1.5, 4.0
+    means = np.empty((2, 3))
+    for index in np.ndindex(2, 3):
+        plane = images.numpy()[index]
+        gradients = [_gaussian_slope(plane, axis, sigma) for axis in (0, 1)]
+        means[index] = (np.hypot(*gradients)[kept] ** p).mean() ** (1 / p)
+    expected = means / np.sqrt((means**2).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(grey_edge(images, p, sigma).numpy(), expected, rtol=1e-12)
+
+
+def _gaussian_slope(plane, axis, sigma):
+    """The derivative along one axis; scaled so that a ramp has its own slope, which SciPy's cut-off filters miss."""
+    order = [int(axis == number) for number in range(2)]
+    ramp = np.broadcast_to(np.arange(41.0), (41, 41))
+    unit = ndimage.gaussian_filter(ramp, sigma, order=(0, 1), mode="nearest", radius=5)[20, 20]
+    return ndimage.gaussian_filter(plane, sigma, order=order, mode="nearest", radius=5) / unit
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("inf")])
+def test_grey_edge_of_no_scale_is_refused(sigma):
+    with pytest.raises(ValueError, match="sigma must be finite and positive"):
+        grey_edge(grey_level_images(), sigma=sigma)
 
 
 def test_grey_world_is_the_mean_colour():

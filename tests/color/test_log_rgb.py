@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from offset_equivariant.color import (
     AbsoluteClipping,
+    FilledClipping,
     RelativeClipping,
     apply_illuminant,
     linear_to_log_rgb,
@@ -90,7 +92,14 @@ def test_an_extinguished_channel_becomes_the_zero_value_and_leaves_the_others_al
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1e-3, math.nan, math.inf, "2e-4"])
 @pytest.mark.parametrize(
-    ("name", "field"), [("absolute", "epsilon"), ("relative", "fraction"), ("relative", "zero_value")]
+    ("name", "field"),
+    [
+        ("absolute", "epsilon"),
+        ("relative", "fraction"),
+        ("relative", "zero_value"),
+        ("filled", "fraction"),
+        ("filled", "zero_value"),
+    ],
 )
 def test_parameters_out_of_range_are_refused(name, field, value):
     with pytest.raises(ValueError, match=f"{field} must be a number strictly between 0 and 1"):
@@ -100,12 +109,57 @@ def test_parameters_out_of_range_are_refused(name, field, value):
 def test_make_clipping():
     assert make_clipping("absolute") == AbsoluteClipping(2e-4)
     assert make_clipping("relative", fraction=0.01) == RelativeClipping(0.01, 2e-4)
-    with pytest.raises(ValueError, match="Unknown clipping 'relativ'; choose one of absolute, relative"):
+    assert make_clipping("filled", fraction=0.01) == FilledClipping(0.01, 2e-4)
+    with pytest.raises(ValueError, match="Unknown clipping 'relativ'; choose one of absolute, relative, filled"):
         make_clipping("relativ")
     with pytest.raises(ValueError, match="'relative' has no parameter epsilon; it takes fraction, zero_value"):
         make_clipping("relative", epsilon=1e-4)
 
 
-def test_relative_clipping_refuses_an_unbatched_image():
+@pytest.mark.parametrize("clipping", [RelativeClipping(), FilledClipping()])
+def test_an_unbatched_image_is_refused(clipping):
     with pytest.raises(ValueError, match=r"shape \(N, C, H, W\).*\(3, 8, 8\)"):
-        RelativeClipping()(torch.rand(3, 8, 8))
+        clipping(torch.rand(3, 8, 8))
+
+
+def covered_image():
+    """An image with a covered chart, a pixel that is black in one channel, and a very dark valid one."""
+    image = 0.05 + 0.9 * torch.rand(2, 3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    image[:, :, :2, :2] = 0
+    image[0, 1, 3, 3] = 0
+    image[1, 2, 4, 4] = 1e-9
+    return image
+
+
+@pytest.mark.parametrize("fraction", [1e-3, 0.5])
+def test_filled_clipping_is_equivariant_where_relative_clipping_fills_nothing(fraction):
+    images = covered_image()
+    light = torch.tensor([[1.0, 0.3, 0.01], [0.2, 1.0, 0.7]], dtype=torch.float64)
+    clipping = FilledClipping(fraction, 2e-4)
+    moved = linear_to_log_rgb(images * light[:, :, None, None], clipping) - linear_to_log_rgb(images, clipping)
+    torch.testing.assert_close(moved, -light.log()[:, :, None, None].expand_as(moved), rtol=0, atol=1e-12)
+
+
+def test_filled_clipping_by_hand():
+    images = covered_image()
+    found = FilledClipping(1e-2, 2e-4)(images)
+    for image, before in zip(found.numpy(), images.numpy(), strict=True):
+        valid = (before > 0).all(0)
+        for channel, values in zip(image, before, strict=True):
+            clipped = np.maximum(values[valid], 1e-2 * values[valid].mean())
+            np.testing.assert_allclose(channel[valid], clipped, rtol=1e-13)
+            np.testing.assert_allclose(channel[~valid], np.exp(np.log(clipped).mean()), rtol=1e-13)
+    assert (images == 0).sum() == 25 and (found > 0).all()
+
+
+def test_filled_clipping_of_channels_and_images_without_light():
+    images = covered_image()
+    without = images.clone()
+    without[:, 2] = 0
+    found, expected = (FilledClipping(1e-3, 2e-4)(x) for x in (without, images[:, :2]))
+    torch.testing.assert_close(found[:, :2], expected, rtol=1e-13, atol=0)
+    assert (found[:, 2] == 2e-4).all()
+    black = torch.zeros(1, 3, 2, 2)
+    assert (FilledClipping()(black) == torch.tensor(2e-4)).all()
+    never = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).expand(1, 2, 2).reshape(1, 2, 1, 2) * 0.5
+    assert (FilledClipping()(never) == torch.tensor(2e-4)).all()

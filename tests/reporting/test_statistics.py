@@ -1,9 +1,18 @@
 import math
+import statistics
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from offset_equivariant.reporting.statistics import mean_and_std, paired_difference_interval, proportion_interval
+from offset_equivariant.reporting.statistics import (
+    ErrorSummary,
+    mean_and_std,
+    paired_difference_interval,
+    proportion_interval,
+    summarise_errors,
+)
 
 
 def test_mean_and_std():
@@ -57,3 +66,35 @@ def test_paired_interval_covers_as_often_as_it_says():
 def test_unequal_outcomes_are_refused():
     with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
         paired_difference_interval([0, 1, 0], [0, 1, 0, 1])
+
+
+def test_error_summary_by_hand():
+    errors = [7.0, 1.0, 3.0, 2.0, 20.0, 5.0, 4.0, 6.0, 9.0]  # sorted: 1 2 3 4 5 6 7 9 20
+    summary = summarise_errors(errors)
+    assert summary.mean == pytest.approx(57 / 9)
+    assert (summary.median, summary.trimean) == (5, (3 + 2 * 5 + 7) / 4)
+    assert (summary.best_quarter, summary.worst_quarter) == (2, 12)  # three of nine
+    assert summary.percentile_95 == pytest.approx(9 + 0.6 * 11)
+    assert summarise_errors([4.0]) == ErrorSummary(4, 4, 4, 4, 4, 4)
+
+
+@given(st.lists(st.floats(0, 180), min_size=2, max_size=60))
+def test_error_summary_against_the_standard_library(errors):
+    summary = summarise_errors(errors)
+    quartiles = statistics.quantiles(errors, n=4, method="inclusive")
+    assert summary.mean == pytest.approx(statistics.fmean(errors), abs=1e-9)
+    assert summary.median == pytest.approx(statistics.median(errors), abs=1e-9)
+    assert summary.trimean == pytest.approx((quartiles[0] + 2 * quartiles[1] + quartiles[2]) / 4, abs=1e-9)
+    assert summary.percentile_95 == pytest.approx(statistics.quantiles(errors, n=20, method="inclusive")[-1], abs=1e-9)
+    quarter = math.ceil(len(errors) / 4)
+    assert summary.best_quarter == pytest.approx(statistics.fmean(sorted(errors)[:quarter]), abs=1e-9)
+    assert summary.worst_quarter == pytest.approx(statistics.fmean(sorted(errors)[-quarter:]), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("errors", "message"),
+    [([], "at least 1"), ([[1.0]], r"got \(1, 1\)"), ([1.0, math.nan, math.inf], "2 of 3 errors .* number 1")],
+)
+def test_errors_that_cannot_be_summarised_are_refused(errors, message):
+    with pytest.raises(ValueError, match=message):
+        summarise_errors(errors)

@@ -5,7 +5,15 @@ gamma-encoded, both nominally in [0, 1].
 """
 
 from offset_equivariant.color.angular_error import recovery_angular_error, reproduction_angular_error
-from offset_equivariant.color.constancy import BALANCING_METHODS, balance, balance_srgb, grey_world, shades_of_grey
+from offset_equivariant.color.constancy import (
+    BALANCING_METHODS,
+    balance,
+    balance_srgb,
+    grey_edge,
+    grey_world,
+    max_rgb,
+    shades_of_grey,
+)
 from offset_equivariant.color.illuminants import (
     apply_illuminant,
     distort_srgb,
@@ -23,6 +31,7 @@ from offset_equivariant.color.jitter import (
 from offset_equivariant.color.log_rgb import (
     AbsoluteClipping,
     Clipping,
+    FilledClipping,
     RelativeClipping,
     linear_to_log_rgb,
     log_rgb_to_linear,
@@ -35,6 +44,7 @@ __all__ = [
     "AbsoluteClipping",
     "Clipping",
     "ColorJitter",
+    "FilledClipping",
     "RelativeClipping",
     "adjust_brightness",
     "adjust_contrast",
@@ -44,12 +54,14 @@ __all__ = [
     "balance",
     "balance_srgb",
     "distort_srgb",
+    "grey_edge",
     "grey_world",
     "hsv_to_rgb",
     "linear_to_log_rgb",
     "linear_to_srgb",
     "log_rgb_to_linear",
     "make_clipping",
+    "max_rgb",
     "random_hues",
     "random_illuminants",
     "recovery_angular_error",

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offset_equivariant.color.illuminants import apply_illuminant
 from offset_equivariant.color.srgb import linear_to_srgb, srgb_to_linear
@@ -39,17 +39,84 @@ def shades_of_grey(linear: Tensor, p: float = 6.0) -> Tensor:
     Raises:
         ValueError: If the images have another shape, or p is out of range.
     """
-    if linear.ndim != 4 or linear.shape[1] != 3:
-        raise ValueError(f"linear must have shape (N, 3, H, W), but its shape is {tuple(linear.shape)}.")
+    _require_rgb(linear)
     if not (math.isfinite(p) and p >= 1):
         raise ValueError(f"p must be finite and at least 1, but is {p}.")
     light = linear.clamp(min=0)
     # Relative to the maximum no power of a dark channel underflows.
     maximum = light.amax(dim=(2, 3), keepdim=True)
     relative = light / torch.where(maximum > 0, maximum, 1)
-    mean = maximum[..., 0, 0] * relative.pow(p).mean(dim=(2, 3)).pow(1 / p)
-    norm = torch.linalg.vector_norm(mean, dim=1, keepdim=True)
-    return mean / torch.where(norm > 0, norm, 1)
+    return _unit(maximum[..., 0, 0] * relative.pow(p).mean(dim=(2, 3)).pow(1 / p))
+
+
+def max_rgb(linear: Tensor) -> Tensor:
+    """Estimates the illuminant as the largest value of each channel, the white patch (Land 1977).
+
+    Args:
+        linear: Linear images of shape (N, 3, H, W).
+
+    Returns:
+        Illuminants of shape (N, 3) and unit norm; zero for an all-black image.
+
+    Raises:
+        ValueError: If the images have another shape.
+    """
+    _require_rgb(linear)
+    return _unit(linear.clamp(min=0).amax(dim=(2, 3)))
+
+
+def grey_edge(linear: Tensor, p: float = 6.0, sigma: float = 1.0) -> Tensor:
+    """Estimates the illuminant from the edges: first-order grey-edge (van de Weijer, Gevers and Gijsenij 2007).
+
+    The Minkowski mean over the pixels of each channel's gradient magnitude, the gradient being taken at a scale of
+    `sigma` pixels. Pixels that are black in all channels hold no measurement (a covered colour chart, for instance):
+    what lies within the filters' reach of one is left out, for its edges are not the scene's.
+
+    Args:
+        linear: Linear images of shape (N, 3, H, W).
+        p: Order of the mean, at least 1 and finite.
+        sigma: Standard deviation of the Gaussian whose derivatives are taken, in pixels, positive.
+
+    Returns:
+        Illuminants of shape (N, 3) and unit norm; zero for an image without an edge.
+
+    Raises:
+        ValueError: If the images have another shape, or p or sigma is out of range.
+    """
+    _require_rgb(linear)
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma must be finite and positive, but is {sigma}.")
+    radius = math.ceil(3 * sigma)
+    steps = torch.arange(-radius, radius + 1, dtype=linear.dtype, device=linear.device)
+    smooth = (-0.5 * (steps / sigma).square()).exp()
+    smooth = smooth / smooth.sum()
+    slope = steps * smooth
+    slope = slope / (steps * slope).sum()  # a ramp has its own slope
+    light = linear.clamp(min=0)
+    across = _separable(light, rows=smooth, columns=slope)
+    down = _separable(light, rows=slope, columns=smooth)
+    black = (light <= 0).all(dim=1, keepdim=True).to(light.dtype)
+    reached = nn.functional.max_pool2d(black, 2 * radius + 1, stride=1, padding=radius) > 0
+    return shades_of_grey(torch.where(reached, 0, torch.hypot(across, down)), p)
+
+
+def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Correlate each channel with the product of two filters, one down the rows and one across the columns."""
+    radius = len(rows) // 2
+    planes = images.flatten(0, 1)[:, None]
+    padded = nn.functional.pad(planes, (radius,) * 4, mode="replicate")
+    filtered = nn.functional.conv2d(nn.functional.conv2d(padded, rows[None, None, :, None]), columns[None, None, None])
+    return filtered.reshape(images.shape)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / torch.where(norm > 0, norm, 1)
+
+
+def _require_rgb(linear: Tensor) -> None:
+    if linear.ndim != 4 or linear.shape[1] != 3:
+        raise ValueError(f"linear must have shape (N, 3, H, W), but its shape is {tuple(linear.shape)}.")
 
 
 def balance(linear: Tensor, illuminant: Tensor) -> Tensor:
@@ -80,6 +147,8 @@ def balance(linear: Tensor, illuminant: Tensor) -> Tensor:
 BALANCING_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
     "grey_world": grey_world,
     "shades_of_grey": shades_of_grey,
+    "max_rgb": max_rgb,
+    "grey_edge": grey_edge,
 }
 
 

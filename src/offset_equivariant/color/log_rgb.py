@@ -7,6 +7,8 @@ logarithm, so linear values are first clipped from below, in one of two ways:
   pipeline is not equivariant.
 - `RelativeClipping`: the threshold is proportional to the channel's own mean and scales with the illuminant, so the
   pipeline stays exactly equivariant as long as no channel is extinguished.
+- `FilledClipping`: relative clipping for images with pixels that hold no measurement, black in some channel, such as a
+  covered colour chart. They are filled with the mean colour of the others; as equivariant as relative clipping.
 """
 
 from collections.abc import Callable
@@ -66,26 +68,79 @@ class RelativeClipping:
         Raises:
             ValueError: If `linear` does not have four dimensions.
         """
-        if linear.ndim != 4:
-            raise ValueError(
-                f"linear must have shape (N, C, H, W) to be clipped relative to each channel's mean, "
-                f"but its shape is {tuple(linear.shape)}."
-            )
+        _require_images(linear)
         mean = linear.clamp(min=0).mean(dim=(2, 3), keepdim=True)
         threshold = torch.where(mean > 0, self.fraction * mean, self.zero_value)
         return torch.maximum(linear, threshold)
 
 
-Clipping = AbsoluteClipping | RelativeClipping
+@dataclass(frozen=True)
+class FilledClipping:
+    """Clips relative to each channel's mean over the valid pixels, and fills the others with their mean in log RGB.
 
-_CLIPPINGS: dict[str, type[AbsoluteClipping] | type[RelativeClipping]] = {
+    A pixel is valid where every channel is positive, channels that are zero in the whole image aside. The valid pixels
+    of an image are the same under every illuminant without a zero, so that clip(g x) = g clip(x) for every positive
+    gain of a channel. A channel that is zero everywhere becomes the constant `zero_value`, and so does an image without
+    a valid pixel.
+
+    Attributes:
+        fraction: The threshold over the channel's mean; strictly between 0 and 1.
+        zero_value: Linear value of an extinguished channel; strictly between 0 and 1.
+    """
+
+    fraction: float = 1e-3
+    zero_value: float = 2e-4
+
+    def __post_init__(self) -> None:
+        _require_inside_unit_interval("FilledClipping.fraction", self.fraction)
+        _require_inside_unit_interval("FilledClipping.zero_value", self.zero_value)
+
+    def __call__(self, linear: Tensor) -> Tensor:
+        """Clips and fills a batch.
+
+        Args:
+            linear: Linear images of shape (N, C, H, W).
+
+        Returns:
+            Images of the same shape, strictly positive.
+
+        Raises:
+            ValueError: If `linear` does not have four dimensions.
+        """
+        _require_images(linear)
+        dark = linear.amax(dim=(2, 3), keepdim=True) <= 0
+        valid = ((linear > 0) | dark).all(dim=1, keepdim=True)
+        mean = _mean_over(linear.clamp(min=0), valid)
+        clipped = torch.maximum(linear, torch.where(mean > 0, self.fraction * mean, self.zero_value))
+        fill = torch.where(mean > 0, _mean_over(clipped.log(), valid).exp(), self.zero_value)
+        return torch.where(valid, clipped, fill)
+
+
+def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of each image's channels over the chosen pixels, (N, C, 1, 1); zero where none is chosen."""
+    count = chosen.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    return torch.where(chosen, values, 0).sum(dim=(2, 3), keepdim=True) / count
+
+
+def _require_images(linear: Tensor) -> None:
+    if linear.ndim != 4:
+        raise ValueError(
+            f"linear must have shape (N, C, H, W) to be clipped relative to each channel's mean, "
+            f"but its shape is {tuple(linear.shape)}."
+        )
+
+
+Clipping = AbsoluteClipping | RelativeClipping | FilledClipping
+
+_CLIPPINGS: dict[str, type[AbsoluteClipping] | type[RelativeClipping] | type[FilledClipping]] = {
     "absolute": AbsoluteClipping,
     "relative": RelativeClipping,
+    "filled": FilledClipping,
 }
 
 
 def make_clipping(name: str, **params: float) -> Clipping:
-    """Builds a clipping from its name, "absolute" or "relative", and its parameters.
+    """Builds a clipping from its name, "absolute", "relative" or "filled", and its parameters.
 
     Raises:
         ValueError: If the name is unknown, a parameter is unknown to that clipping, or a value is out of range.

@@ -1,6 +1,7 @@
-"""Intervals for measured error rates and for the difference of two strategies on the same images."""
+"""Summaries of per-image errors, intervals of error rates, and of the difference of two strategies."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +17,56 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     if not values:
         raise ValueError("values is empty: give at least one")
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class ErrorSummary:
+    """What is usual to report of angular errors (Barron 2015; Finlayson et al. 2016), in their unit.
+
+    Attributes:
+        mean: arithmetic mean.
+        median: half of the images are better.
+        trimean: (Q1 + 2 · median + Q3) / 4, with the quartiles Q1 and Q3.
+        best_quarter: mean of the smallest quarter of the errors.
+        worst_quarter: mean of the largest quarter of the errors.
+        percentile_95: 95 % of the images are better.
+    """
+
+    mean: float
+    median: float
+    trimean: float
+    best_quarter: float
+    worst_quarter: float
+    percentile_95: float
+
+
+def summarise_errors(errors: ArrayLike) -> ErrorSummary:
+    """Summarise per-image errors.
+
+    Quantiles are interpolated linearly between the two nearest errors. A quarter of n images is ⌈n / 4⌉ of them.
+
+    Args:
+        errors: one number an image, shape (n,), finite.
+
+    Raises:
+        ValueError: if there is no error, another shape, or one that is not finite; says which.
+    """
+    values = np.sort(np.asarray(errors, dtype=np.float64))
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"errors must have shape (n,) with n at least 1, got {values.shape}")
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(np.asarray(errors, dtype=np.float64)))
+        raise ValueError(f"{bad.size} of {values.size} errors are not finite; the first is number {bad[0]}")
+    first, median, third, highest = np.quantile(values, [0.25, 0.5, 0.75, 0.95])
+    quarter = -(-values.size // 4)
+    return ErrorSummary(
+        mean=float(values.mean()),
+        median=float(median),
+        trimean=float((first + 2 * median + third) / 4),
+        best_quarter=float(values[:quarter].mean()),
+        worst_quarter=float(values[-quarter:].mean()),
+        percentile_95=float(highest),
+    )
 
 
 def proportion_interval(errors: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
