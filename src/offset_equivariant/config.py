@@ -41,7 +41,7 @@ class DatasetConfig:
 class RepresentationConfig:
     """Colour space of the network's input. ``statistics`` names the entry of the data set's statistics."""
 
-    space: Literal["srgb", "log_rgb"]
+    space: Literal["srgb", "linear", "log_rgb"]
     statistics: str
     clipping: Literal["absolute", "relative", "filled"] | None
     clipping_options: dict[str, float]

@@ -69,7 +69,7 @@ def test_precision_of_the_input_is_kept(linear):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("rgb", MEAN, STD), "'rgb' is not one of srgb, log_rgb"),
+        (("rgb", MEAN, STD), "'rgb' is not one of srgb, linear, log_rgb"),
         (("log_rgb", MEAN, STD), "log_rgb needs one"),
         (("srgb", MEAN, STD, AbsoluteClipping()), "do not fit"),
         (("srgb", MEAN[:2], STD), "must be as many"),

@@ -41,7 +41,19 @@ def reproduction_angular_error(
         white = truth / estimate
     else:
         raise ValueError(f"Unknown ratio {ratio!r}; choose estimate_over_truth or truth_over_estimate.")
-    return _angle_in_degrees(white, torch.ones_like(white))
+    return angle_to_neutral(white)
+
+
+def angle_to_neutral(colors: Tensor) -> Tensor:
+    """Angle between colours and grey, differentiable and without checks, which read from the device: for training.
+
+    Args:
+        colors: Linear RGB of shape (N, 3), not zero.
+
+    Returns:
+        Degrees, shape (N,).
+    """
+    return _angle_in_degrees(colors, torch.ones_like(colors))
 
 
 def recovery_angular_error(estimate: Tensor, truth: Tensor) -> Tensor:

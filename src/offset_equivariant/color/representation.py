@@ -13,7 +13,7 @@ from torch import Tensor
 from offset_equivariant.color.log_rgb import AbsoluteClipping, linear_to_log_rgb
 from offset_equivariant.color.srgb import linear_to_srgb, srgb_lookup_table
 
-Space = Literal["srgb", "log_rgb"]
+Space = Literal["srgb", "linear", "log_rgb"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Representation:
     """Colour space and normalisation of a network's input.
 
     Args:
-        space: ``srgb`` for the original networks, ``log_rgb`` for the equivariant ones.
+        space: ``srgb`` (photographs) or ``linear`` (sensor values) for the original networks, ``log_rgb`` for the
+            equivariant ones.
         mean: mean of each channel over the training pixels, in that space.
         std: standard deviation likewise.
         clipping: how zeros are kept from the logarithm, see :mod:`offset_equivariant.color.log_rgb`; for
@@ -71,6 +72,8 @@ def to_space(linear: Tensor, space: Space, clipping: Callable[[Tensor], Tensor] 
     """Convert linear RGB to ``space``, without normalisation."""
     if space == "srgb":
         return linear_to_srgb(linear)
+    if space == "linear":
+        return linear
     assert clipping is not None
     return linear_to_log_rgb(linear, clipping)
 

@@ -1,7 +1,8 @@
 """Summaries of per-image errors, intervals of error rates, and of the difference of two strategies."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +41,11 @@ class ErrorSummary:
     percentile_95: float
 
 
+def _statistic(name: str, errors: ArrayLike) -> float:
+    value: float = getattr(summarise_errors(errors), name)
+    return value
+
+
 def summarise_errors(errors: ArrayLike) -> ErrorSummary:
     """Summarise per-image errors.
 
@@ -67,6 +73,12 @@ def summarise_errors(errors: ArrayLike) -> ErrorSummary:
         worst_quarter=float(values[-quarter:].mean()),
         percentile_95=float(highest),
     )
+
+
+#: Each statistic of :class:`ErrorSummary` alone: errors to number.
+STATISTICS: dict[str, Callable[[ArrayLike], float]] = {
+    field.name: partial(_statistic, field.name) for field in fields(ErrorSummary)
+}
 
 
 def proportion_interval(errors: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
