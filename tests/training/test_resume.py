@@ -70,7 +70,9 @@ def wait_for_lines(job, folder: Path, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def words(tiny_words):
-    return {name: (*chosen[:1], *tiny_words, *chosen[1:], "mode=train") for name, chosen in VARIANTS.items()}
+    return {
+        name: (*chosen[:1], *tiny_words, *chosen[1:], "table=null", "mode=train") for name, chosen in VARIANTS.items()
+    }
 
 
 @pytest.fixture(scope="module")
