@@ -7,7 +7,7 @@ import pytest
 from offset_equivariant.provenance import file_sha256
 from offset_equivariant.reporting.figures import figure2_csv
 from offset_equivariant.reporting.predictions import read_panel
-from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes
+from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes, saturation_key
 from offset_equivariant.reporting.search import render_search
 from offset_equivariant.reporting.tables import readme_block, render_tables, replace_block
 from offset_equivariant.training.weights import read_digests
@@ -18,10 +18,16 @@ RESULTS = ROOT / "results"
 
 @pytest.fixture(scope="module")
 def records():
-    found = find_records(RESULTS)
-    if not found:
-        pytest.skip("results/records holds no records yet")
-    return found
+    return find_records(RESULTS)
+
+
+def test_every_experiment_of_table_1_is_recorded_and_complete(records):
+    experiments = {path.stem for path in (ROOT / "conf" / "experiment").glob("table1_*.yaml")}
+    table1 = {record.experiment: record for record in records if record.table == 1 and record.seed == 0}
+    assert table1.keys() == experiments
+    for record in table1.values():
+        assert (record.complete, record.flags, record.n, record.dataset) == (True, (), 10_000, "cifar10")
+        assert len(record.metrics["error_percent"]) == 11
 
 
 def test_tables(records):
@@ -39,20 +45,23 @@ def test_readme(records):
 
 def test_figure2_source(records):
     table1 = [record for record in records if record.table == 1]
-    if not table1:
-        pytest.skip("no records of Table 1 yet")
     committed = (RESULTS / "figures" / "figure2.csv").read_text(encoding="utf-8")
     assert committed == figure2_csv(table1), "run `make figures` and commit results/figures"
     assert (RESULTS / "figures" / "figure2.svg").exists() and (RESULTS / "figures" / "figure2.png").exists()
 
 
 def test_figure3_shows_recorded_weights(records):
-    path = RESULTS / "figures" / "figure3.npz"
-    if not path.exists():
-        pytest.skip("no Figure 3 yet")
-    panel = read_panel(path)
-    assert set(panel.checkpoint_sha256) == set(panel.posteriors)
-    assert set(panel.checkpoint_sha256.values()) <= {record.checkpoint_sha256 for record in records}
+    panel = read_panel(RESULTS / "figures" / "figure3.npz")
+    shown = {network: f"table1_{network}" for network in ("original", "equivariant")}
+    weights = {record.experiment: record.checkpoint_sha256 for record in records if record.seed == 0}
+    assert panel.checkpoint_sha256 == {network: weights[experiment] for network, experiment in shown.items()}
+    # What is drawn is what was counted: right and wrong answers are those of the sweep.
+    for network, experiment in shown.items():
+        errors = read_outcomes(outcomes_path(RESULTS, experiment, 0))["error"]
+        for column, saturation in enumerate(panel.saturations):
+            wrong = panel.posteriors[network][:, column].argmax(1) != panel.labels
+            assert wrong.tolist() == errors[saturation_key(saturation)][list(panel.numbers)].tolist()
+    assert (RESULTS / "figures" / "figure3.svg").exists() and (RESULTS / "figures" / "figure3.png").exists()
 
 
 def test_no_record_comes_from_a_dirty_tree(records):
@@ -80,4 +89,4 @@ def test_released_weights_are_listed_and_recorded():
     released = sorted((RESULTS / "checkpoints").glob("*.safetensors"))
     digests = {path.name: file_sha256(path) for path in released}
     assert digests == read_digests(RESULTS / "checkpoints")
-    assert set(digests.values()) <= {record.checkpoint_sha256 for record in find_records(RESULTS)}
+    assert set(digests.values()) == {record.checkpoint_sha256 for record in find_records(RESULTS)}
