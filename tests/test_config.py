@@ -111,7 +111,7 @@ WRONG = [
     ("dataset.statistics.srgb.mean", 0.5, "dataset.statistics.srgb.mean = 0.5 must be a list"),
     ("model.architecture", "resnet21", "one of resnet8, resnet20, resnet32"),
     ("model.family", "foo", "model.family = 'foo' must be one of conventional, offset_equivariant"),
-    ("model.representation.space", "lab", "one of srgb, log_rgb"),
+    ("model.representation.space", "lab", "one of srgb, linear, log_rgb"),
     ("model.representation.clipping", "soft", "one of absolute, relative"),
     ("model.representation", "srgb", "model.representation must be a group of settings, got 'srgb'"),
     (
