@@ -6,6 +6,7 @@ from offset_equivariant.groups import add_offset
 from offset_equivariant.models.resnet import BasicBlock, CifarResNet
 from offset_equivariant.nn import Conventional, OffsetEquivariant, check_equivariance, constraint_error, project_
 from offset_equivariant.nn.constraint import ConstrainedWeight
+from offset_equivariant.nn.shifted import without_offset
 
 
 def parameters(network):
@@ -143,14 +144,25 @@ def test_the_original_is_not_equivariant():
     assert report.first_breaking == "conv1"
 
 
+class Joining(torch.nn.Module):
+    """An ordinary layer among those that pass on offsets beside their features."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return without_offset(self.layer(x.joined()), 3)
+
+
 @pytest.mark.parametrize("name", ["conv2", "bn1"])
 def test_a_conventional_layer_in_the_equivariant_network_is_found(name):
     network = CifarResNet(8, family=OffsetEquivariant())
     block, ordinary = network.stages[1][0], BasicBlock(15, 33, 2, Conventional())
-    setattr(block, name, getattr(ordinary, name))
+    setattr(block, name, Joining(getattr(ordinary, name)))
     report = check_equivariance(network, (2, 3, 8, 8), output="mean")
     assert not report.equivariant
-    assert report.first_breaking == f"stages.1.0.{name}"
+    assert report.first_breaking == f"stages.1.0.{name}.layer"
 
 
 def test_shapes_of_stages():

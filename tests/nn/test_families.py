@@ -11,7 +11,7 @@ from offset_equivariant.nn import FAMILIES, Conventional, LayerFamily, OffsetEqu
 
 def test_both_families_supply_every_layer_with_the_same_arguments():
     methods = {name: method for name, method in vars(LayerFamily).items() if not name.startswith("_")}
-    assert len(methods) == 12
+    assert len(methods) == 14
     for family in FAMILIES.values():
         for name, method in methods.items():
             assert inspect.signature(getattr(family, name)) == inspect.signature(method), name

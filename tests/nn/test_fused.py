@@ -5,6 +5,7 @@ from torch.func import functional_call
 
 import offset_equivariant as oe
 from offset_equivariant.nn.fused import BatchNormReLU, ConventionalBatchNormReLU
+from offset_equivariant.nn.shifted import ShiftedFeatures
 
 
 class PlainBatchNormReLU(nn.Module):
@@ -55,7 +56,7 @@ def test_equals_the_plain_composition(offset_groups, training, with_shortcut, dt
 
 @pytest.mark.parametrize("with_shortcut", [False, True])
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_of_first_and_second_order(training, with_shortcut, randomised):
+def test_gradients(training, with_shortcut, randomised):
     fused = randomised(BatchNormReLU(6).double()).train(training)
 
     def function(weight, bias, *inputs):
@@ -65,7 +66,62 @@ def test_gradients_of_first_and_second_order(training, with_shortcut, randomised
     parameters = [fused.weight, fused.bias]
     inputs = [random_input(2, 6, 2, 3, seed=s).requires_grad_() for s in range(1 + with_shortcut)]
     assert torch.autograd.gradcheck(function, (*parameters, *inputs))
-    assert torch.autograd.gradgradcheck(function, (*parameters, *inputs))
+
+
+@pytest.mark.parametrize("channels", [6, 36])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("size", [(5, 4), (1, 3), (2, 1)])
+def test_shifted_features_within_a_border(size, training, with_shortcut, memory_format, channels, randomised):
+    fused = randomised(BatchNormReLU(channels, border=1)).double().train(training)
+    plain = PlainBatchNormReLU(fused)
+    shape = (3, channels, *size)
+    inputs = [random_input(*shape, seed=s).to(memory_format=memory_format) for s in range(1 + with_shortcut)]
+    shifts = [random_input(*shape[:2], seed=s + 5) for s in range(1 + with_shortcut)]
+    offset = 1e3 * random_input(3, 3, seed=8)
+    weights = random_input(3, channels, size[0] + 2, size[1] + 2, seed=9), random_input(*shape, seed=10)
+
+    def leaves():
+        return [[x.clone().requires_grad_() for x in part] for part in (inputs, shifts)]
+
+    values, level = leaves()
+    result = fused(*(ShiftedFeatures(x, s, offset) for x, s in zip(values, level, strict=True)))
+    padded = ShiftedFeatures(result.padded, result.shift, result.offset).joined()
+    ((padded * weights[0]).sum() + (result.joined() * weights[1]).sum()).backward()
+    expected_values, expected_level = leaves()
+    y = plain(*(x + s[..., None, None] for x, s in zip(expected_values, expected_level, strict=True)))
+    y_padded = nn.functional.pad(y, (1, 1, 1, 1), mode="replicate")
+    ((y_padded * weights[0]).sum() + (y * weights[1]).sum()).backward()
+    assert result.offset is offset
+    without = result._replace(offset=torch.zeros_like(offset))
+    assert_relatively_close(without.joined(), y, 1e-10)
+    assert_relatively_close(without._replace(values=result.padded).joined(), y_padded, 1e-10)
+    norm = plain.norm.module
+    for actual, expected in zip(
+        [*values, *level, fused.weight, fused.bias],
+        [*expected_values, *expected_level, norm.weight, norm.bias],
+        strict=True,
+    ):
+        assert_relatively_close(actual.grad, expected.grad, 1e-10)
+    assert_relatively_close(fused.running_var, norm.running_var, 1e-10)
+
+
+def test_gradients_where_only_one_of_the_results_is_used(randomised):
+    fused = randomised(BatchNormReLU(6, border=1).double())
+    x = random_input(2, 6, 3, 4)
+    zeros = torch.zeros(2, 6, dtype=x.dtype), torch.zeros(2, 3, dtype=x.dtype)
+
+    def gradient(function):
+        leaf = x.clone().requires_grad_()
+        function(fused(ShiftedFeatures(leaf, *zeros))).backward()
+        return leaf.grad
+
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    both = gradient(lambda y: y.values.square().sum() + y.shift.square().sum())
+    from_values, from_shift = gradient(lambda y: y.values.square().sum()), gradient(lambda y: y.shift.square().sum())
+    torch.testing.assert_close(from_values + from_shift, both, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient(lambda y: y.padded[inner].square().sum()), from_values, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("offset_groups", [1, 2, 3, 31])

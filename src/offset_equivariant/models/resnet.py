@@ -8,22 +8,26 @@ from typing import cast
 from torch import Tensor, nn
 
 from offset_equivariant.nn.families import Conventional, LayerFamily
+from offset_equivariant.nn.shifted import FeatureMaps
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: ``(N, in, H, W)`` to ``(N, out, ⌈H/stride⌉, ⌈W/stride⌉)``."""
+    """Two 3x3 convolutions and a shortcut: ``(N, in, H, W)`` to ``(N, out, ⌈H/stride⌉, ⌈W/stride⌉)``.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, family: LayerFamily) -> None:
+    ``border`` is the padding of the convolution that follows, 0 if none does.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, family: LayerFamily, border: int = 1) -> None:
         super().__init__()
         self.conv1 = family.conv2d(in_channels, out_channels, 3, stride, padding=1)
-        self.bn1 = family.batch_norm_relu(out_channels)
+        self.bn1 = family.batch_norm_relu(out_channels, border=1)
         self.conv2 = family.conv2d(out_channels, out_channels, 3, padding=1)
-        self.bn2 = family.batch_norm_relu(out_channels)
+        self.bn2 = family.batch_norm_relu(out_channels, border=border)
         self.shortcut = family.shortcut(in_channels, out_channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: FeatureMaps) -> FeatureMaps:
         branch = self.conv2(self.bn1(self.conv1(x)))
-        return cast(Tensor, self.bn2(branch, self.shortcut(x)))
+        return cast(FeatureMaps, self.bn2(branch, self.shortcut(x)))
 
 
 class CifarResNet(nn.Module):
@@ -57,20 +61,24 @@ class CifarResNet(nn.Module):
         if remainder or blocks_per_stage < 1:
             raise ValueError(f"depth = {depth} is not 6n + 2; choose 20, 32, 44, 56 or 110")
         channels = family.width(widths[0])
+        self.entrance = family.entrance()
         self.conv1 = family.conv2d(in_channels, channels, 3, padding=1)
-        self.bn1 = family.batch_norm_relu(channels)
+        self.bn1 = family.batch_norm_relu(channels, border=1)
         stages = []
         for index, width in enumerate(map(family.width, widths)):
             blocks = []
             for block in range(blocks_per_stage):
-                blocks.append(BasicBlock(channels, width, 2 if index and not block else 1, family))
+                last = index == len(widths) - 1 and block == blocks_per_stage - 1
+                stride = 2 if index and not block else 1
+                blocks.append(BasicBlock(channels, width, stride, family, border=0 if last else 1))
                 channels = width
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
+        self.pool = family.global_average_pool()
         self.fc = family.linear(channels, family.score_features(classes))
         self.scores = family.scores()
         family.initialise_(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.stages(self.bn1(self.conv1(x)))
-        return cast(Tensor, self.scores(self.fc(features.mean((2, 3)))))
+        features = self.stages(self.bn1(self.conv1(self.entrance(x))))
+        return cast(Tensor, self.scores(self.fc(self.pool(features))))

@@ -21,6 +21,7 @@ from offset_equivariant.nn.constraint import (
 from offset_equivariant.nn.equivariance import EquivarianceReport, check_equivariance
 from offset_equivariant.nn.families import FAMILIES, Conventional, LayerFamily, OffsetEquivariant
 from offset_equivariant.nn.fused import BatchNormReLU
+from offset_equivariant.nn.inference import fuse_for_inference
 from offset_equivariant.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 from offset_equivariant.nn.pooling import (
     AdaptiveAvgPool1d,
@@ -41,6 +42,7 @@ from offset_equivariant.nn.pooling import (
     MaxPool3d,
 )
 from offset_equivariant.nn.residual import OptionAShortcut, ResidualMerge
+from offset_equivariant.nn.shifted import GlobalAveragePool, ShiftedFeatures, TakeOutOffset
 
 __all__ = [
     "FAMILIES",
@@ -63,6 +65,7 @@ __all__ = [
     "Conventional",
     "Dropout",
     "EquivarianceReport",
+    "GlobalAveragePool",
     "GroupLinear",
     "GroupMax",
     "GroupMean",
@@ -81,8 +84,11 @@ __all__ = [
     "OptionAShortcut",
     "ReLU",
     "ResidualMerge",
+    "ShiftedFeatures",
+    "TakeOutOffset",
     "check_equivariance",
     "constraint_error",
+    "fuse_for_inference",
     "project_",
     "project_weight",
     "remove_parametrizations_",

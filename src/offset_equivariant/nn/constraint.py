@@ -47,7 +47,7 @@ def project_weight(weight: Tensor, offset_groups: int, groups: int = 1) -> Tenso
     if groups == 1:
         blocks = weight.reshape(offset_groups, outputs // offset_groups, offset_groups, -1)
         target = torch.eye(offset_groups, dtype=weight.dtype, device=weight.device)[:, None, :, None]
-        return (blocks - blocks.mean(3, keepdim=True) + target / blocks.shape[3]).reshape(weight.shape)
+        return (blocks - (blocks.mean(3, keepdim=True) - target / blocks.shape[3])).reshape(weight.shape)
     excess, members = _excess(weight, offset_groups, groups)
     taps = weight[0, 0].numel()
     share = excess / (members.sum(1) * taps).clamp_min(1)
@@ -116,6 +116,8 @@ class ConstrainedWeight(nn.Module):
     weight: Tensor
     offset_groups: int
     constraint: Constraint
+    #: Whether batch normalisation was folded into the weight, which therefore satisfies no constraint any more.
+    holds_scaled_weight = False
 
     def _constrain(self, offset_groups: int, constraint: Constraint, groups: int = 1) -> None:
         """Start to hold the constraint; to be called once, when the layer has its weight."""
@@ -132,6 +134,8 @@ class ConstrainedWeight(nn.Module):
     @torch.no_grad()
     def project_(self) -> None:
         """Replace the weight by its projection, in place; for a parametrised layer, its free weight."""
+        if self.holds_scaled_weight:
+            return
         weight = self._free_weight()
         weight.copy_(project_weight(weight, self.offset_groups, self._weight_groups))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from offset_equivariant.groups import add_offset, group_mean
 from offset_equivariant.nn.constraint import project_
+from offset_equivariant.nn.shifted import FeatureMaps, ShiftedFeatures
 
 #: What an offset Δ of the input does to a correct output: adds GΔ (Eq. 2), the mean of Δ to everything (the scores of
 #: an invariant head, Eq. 28), or nothing.
@@ -213,6 +214,10 @@ class _Probe:
         return TOLERANCES[self.dtype] * max(1.0, values.abs().max().item(), self.magnitude)
 
 
+def _joined(x: FeatureMaps) -> Tensor:
+    return x.joined() if isinstance(x, ShiftedFeatures) else x.detach().clone()
+
+
 _Call = tuple[str, list[Tensor], Tensor]
 
 
@@ -223,9 +228,9 @@ def _recorded(module: nn.Module) -> Iterator[list[_Call]]:
 
     def hook(name: str) -> Any:
         def record(_: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
-            if isinstance(result, Tensor):
-                tensors = [x.detach().clone() for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
-                calls.append((name, tensors, result.detach().clone()))
+            if isinstance(result, Tensor | ShiftedFeatures):
+                given = [_joined(x) for x in inputs if isinstance(x, Tensor | ShiftedFeatures)]
+                calls.append((name, [x for x in given if x.is_floating_point()], _joined(result)))
 
         return record
 

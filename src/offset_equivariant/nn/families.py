@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from offset_equivariant.groups import channels_per_group, nearest_multiple
-from offset_equivariant.nn import adapters, concatenation, fused, layers, residual
+from offset_equivariant.nn import adapters, concatenation, fused, layers, residual, shifted
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
 
 
@@ -38,8 +38,19 @@ class LayerFamily(Protocol):
     def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         """Fully connected layer."""
 
-    def batch_norm_relu(self, channels: int) -> nn.Module:
-        """Batch normalisation and ReLU; called with a second tensor, merges that shortcut before the ReLU."""
+    def entrance(self) -> nn.Module:
+        """What the images pass first: they become feature maps, as convolutions, ``batch_norm_relu`` and shortcuts
+        take and give them.
+        """
+
+    def global_average_pool(self) -> nn.Module:
+        """Mean over the pixels of such feature maps, a tensor ``(N, C)``."""
+
+    def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
+        """Batch normalisation and ReLU; called with second feature maps, merges that shortcut before the ReLU.
+
+        ``border`` is the padding of the convolution that follows.
+        """
 
     def relu(self) -> nn.Module:
         """Rectifier."""
@@ -87,7 +98,13 @@ class Conventional:
     def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         return nn.Linear(in_features, out_features, bias)
 
-    def batch_norm_relu(self, channels: int) -> nn.Module:
+    def entrance(self) -> nn.Module:
+        return nn.Identity()
+
+    def global_average_pool(self) -> nn.Module:
+        return shifted.GlobalAveragePool()
+
+    def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
         return fused.ConventionalBatchNormReLU(channels)
 
     def relu(self) -> nn.Module:
@@ -175,8 +192,14 @@ class OffsetEquivariant:
             in_features, out_features, bias, offset_groups=self.offset_groups, constraint=self.constraint
         )
 
-    def batch_norm_relu(self, channels: int) -> nn.Module:
-        return fused.BatchNormReLU(channels, offset_groups=self.offset_groups)
+    def entrance(self) -> nn.Module:
+        return shifted.TakeOutOffset(offset_groups=self.offset_groups)
+
+    def global_average_pool(self) -> nn.Module:
+        return shifted.GlobalAveragePool()
+
+    def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
+        return fused.BatchNormReLU(channels, offset_groups=self.offset_groups, border=border)
 
     def relu(self) -> nn.Module:
         return adapters.ReLU(offset_groups=self.offset_groups)

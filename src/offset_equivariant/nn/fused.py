@@ -1,25 +1,25 @@
-r"""Batch normalisation, rectifier and residual merge in one affine map and one maximum.
+r"""Batch normalisation, rectifier and residual merge in one affine map and one rectifier.
 
 The plain composition is ``ReLU(BatchNorm2d(z))`` or ``ReLU(ResidualMerge(BatchNorm2d(z), x))`` with the adapters of
 Eq. 19 and the merge of Eq. 27. Every group mean in it follows from the mean and variance that each channel of z has
-over the pixels of each image, so that only two passes over z remain.
+over the pixels of each image, so that few passes over z remain, and what is made of these numbers, one an image and
+channel, costs next to nothing.
 
-**Derivation.** With :math:`\mu_{nc}, v_{nc}` the mean and variance of channel c of image n, and G left out where an
+**Derivation.** Feature maps are :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, values v and shift s; their
+offset goes past. With :math:`\mu_{nc}, v_{nc}` the mean and variance of channel c of image n, and G left out where an
 index shows it:
 
 1. φ(z) is the mean of μ over the group's channels: :math:`\varphi_{ng}`. The centred channel has the mean
    :math:`d_{nc} = \mu_{nc} - \varphi_{ng}` and the same variance.
 2. Batch statistics of the centred tensor: :math:`M_c = \mathrm{mean}_n d_{nc}` and
-   :math:`V_c = \mathrm{mean}_n v_{nc} + \mathrm{var}_n d_{nc}`, a sum of two variances: nothing cancels, however large
-   the offset.
+   :math:`V_c = \mathrm{mean}_n v_{nc} + \mathrm{var}_n d_{nc}`, a sum of two variances: nothing cancels.
 3. Normalisation by Eq. 19: :math:`h = a_c (z - \varphi_{ng} - M_c) + \beta_c + \varphi_{ng}` with
    :math:`a_c = \gamma_c / \sqrt{V_c + \epsilon}`.
 4. Merge (Eq. 27): :math:`y = h + x - \varphi(x)`. The last two terms have no group mean, so φ(y) = φ(h).
-5. Rectifier (Eq. 21): :math:`\max(y, \varphi(h))`, with φ(h) the group's mean of
-   :math:`a_c (d_{nc} - M_c) + \beta_c`, plus :math:`\varphi_{ng}`.
+5. Rectifier (Eq. 21): :math:`\max(y, \varphi(h)) = \mathrm{relu}(y - \varphi(h)) + \varphi(h)`, with φ(h) the
+   group's mean of :math:`a_c (d_{nc} - M_c) + \beta_c`, plus :math:`\varphi_{ng}`.
 
-Steps 3 to 5 are ``maximum(scale * z + shift [+ x], threshold)`` with shift and threshold one number an image and
-channel. ``d`` takes the place of ``z - φ``, so large offsets meet only in the last sum.
+So the new values are ``relu(scale * v [+ v of x] + bias)``, sparse like any rectifier's, and the new shift is φ(h).
 """
 
 from __future__ import annotations
@@ -28,8 +28,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from offset_equivariant.groups import channels_per_group, expand_groups, group_mean
+from offset_equivariant.groups import channels_per_group
+from offset_equivariant.nn.fused_passes import (
+    Coefficients,
+    Recipe,
+    backward_pass,
+    forward_pass,
+    is_channels_last,
+    normalise_and_rectify,
+)
+from offset_equivariant.nn.padding import fold_border_, write_border_
+from offset_equivariant.nn.shifted import ShiftedFeatures, unshifted
 
 
 class BatchNormReLU(nn.BatchNorm2d):
@@ -41,62 +52,80 @@ class BatchNormReLU(nn.BatchNorm2d):
 
     ``SyncBatchNorm.convert_sync_batchnorm`` does not know this module, and would put a plain one in its place.
 
+    Args:
+        num_features: channels C.
+        eps: added to the variance.
+        momentum: weight of a new batch in the running statistics.
+        offset_groups: number of offset groups.
+        border: width of the border that the next convolution pads with. One of 1 pixel is written along with the
+            result, which saves that convolution a copy; it does not change what is computed.
+
     Raises:
         ValueError: if ``num_features`` is not divisible by ``offset_groups``, or ``momentum`` is None.
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *, offset_groups: int = 3
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        *,
+        offset_groups: int = 3,
+        border: int = 0,
     ) -> None:
         channels_per_group(num_features, offset_groups, "num_features")
         if momentum is None:
             raise ValueError("momentum = None, a cumulative average, is not supported here; give a number")
         super().__init__(num_features, eps, momentum)
         self.offset_groups = offset_groups
+        self.border = int(border == 1)
 
-    def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def forward(self, input: Any, shortcut: Any = None) -> Any:
         """Return the activation, shaped as ``input``, ``(N, C, H, W)``; ``shortcut`` is the x of Eq. 27.
+
+        Both are tensors, and then so is the result, or both are :class:`ShiftedFeatures`.
 
         Raises:
             ValueError: if ``input`` is no batch of images, or has only one value a channel in training, or if
                 ``shortcut`` has another shape.
         """
+        if isinstance(input, ShiftedFeatures):
+            return self._rectified(input, shortcut)
         self._check_input_dim(input)
-        _require_same_shape(input, shortcut)
-        channels = input.shape[1]
-        mean, variance = _ChannelMoments.apply(input)
-        group = expand_groups(group_mean(mean, self.offset_groups), channels)
-        centred = mean - group
-        batch_mean, batch_variance = self._statistics(centred, variance, input)
-        scale = self.weight * torch.rsqrt(batch_variance + self.eps)
-        normalised_mean = scale * (centred - batch_mean) + self.bias
-        threshold = expand_groups(group_mean(normalised_mean, self.offset_groups), channels) + group
-        shift = self.bias - scale * (batch_mean + group) + group
-        if shortcut is not None:
-            shortcut_mean = shortcut.mean((2, 3), dtype=mean.dtype)
-            shift = shift - expand_groups(group_mean(shortcut_mean, self.offset_groups), channels)
-        activation: Tensor = _AffineMaximum.apply(input, shortcut, scale, shift, threshold)
-        return activation
+        wrapped = None if shortcut is None else unshifted(shortcut, self.offset_groups)
+        return self._rectified(unshifted(input, self.offset_groups), wrapped).joined().to(input.dtype)
 
-    def _statistics(self, centred: Tensor, variance: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-channel mean and variance to normalise by, updating the running ones in training."""
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        if not self.training:
-            return self.running_mean, self.running_var
-        count = input.shape[0] * input.shape[2] * input.shape[3]
-        if count < 2:
+    def _rectified(self, z: ShiftedFeatures, x: ShiftedFeatures | None) -> ShiftedFeatures:
+        assert self.running_mean is not None and self.running_var is not None
+        self._check_input_dim(z.values)
+        if x is not None and x.shape != z.shape:  # broadcasting would merge what does not belong together
+            raise ValueError(f"the shortcut has shape {tuple(x.shape)}, the branch {tuple(z.shape)}")
+        if self.training and z.values[:, 0].numel() < 2:
             raise ValueError(
-                f"batch normalisation in training needs more than one value a channel, got {tuple(input.shape)}"
+                f"batch normalisation in training needs more than one value a channel, got {tuple(z.shape)}"
             )
-        batch_mean = centred.mean(0)
-        batch_variance = variance.mean(0) + centred.var(0, correction=0)
-        with torch.no_grad():
-            self.running_mean.lerp_(batch_mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = batch_variance * (count / (count - 1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-        return batch_mean, batch_variance
+        running = None if self.training else (self.running_mean, self.running_var)
+        recipe = Recipe(running, self.eps, self.offset_groups)
+        shortcut = (None, None) if x is None else (x.values, x.shift)
+        arguments = (z.values, z.shift, *shortcut, self.weight, self.bias, recipe)
+        if torch.compiler.is_compiling():
+            # Of a whole network, the compiler makes its own passes and gradients.
+            values, shift, mean, variance = normalise_and_rectify(*arguments)
+            padded = values.new_empty(0)
+        else:
+            values, padded, shift, mean, variance = _NormaliseAndRectify.apply(*arguments, self.border)
+        if self.training:
+            self._update_running(mean, variance, z.values[:, 0].numel())
+        return ShiftedFeatures(values, shift, z.offset, padded if padded.numel() else None)
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        unbiased = variance * (count / (count - 1))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, offset_groups={self.offset_groups}"
@@ -106,69 +135,69 @@ class ConventionalBatchNormReLU(nn.BatchNorm2d):
     """The ordinary counterpart: ``relu(batch_norm(input) [+ shortcut])`` (Eq. 26)."""
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        # In place: the gradient of normalisation needs its input, and that of the rectifier its output.
         normalised = super().forward(input)
-        return nn.functional.relu(normalised if shortcut is None else normalised + shortcut)
+        return nn.functional.relu_(normalised if shortcut is None else normalised.add_(shortcut))
 
 
-def _require_same_shape(input: Tensor, shortcut: Tensor | None) -> None:
-    """Broadcasting would merge what does not belong together."""
-    if shortcut is not None and shortcut.shape != input.shape:
-        raise ValueError(f"the shortcut has shape {tuple(shortcut.shape)}, the branch {tuple(input.shape)}")
+class _NormaliseAndRectify(torch.autograd.Function):
+    """:func:`fused_passes.forward_pass` with :func:`fused_passes.backward_pass` for its gradient.
 
-
-def _pixels(values: Tensor) -> Tensor:
-    """Shape ``(N, C)`` or ``(C,)`` for arithmetic with ``(N, C, H, W)``."""
-    return values[..., None, None]
-
-
-class _ChannelMoments(torch.autograd.Function):
-    """Mean and (biased) variance over the pixels of each channel of each image, in at least single precision."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        wide = z.dtype if z.dtype == torch.float64 else torch.float32
-        mean = z.mean((2, 3), dtype=wide)
-        variance = (z - _pixels(mean)).square_().mean((2, 3))
-        ctx.save_for_backward(z, mean)
-        return mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (z, mean), (mean_gradient, variance_gradient) = ctx.saved_tensors, gradients
-        count = z.shape[2] * z.shape[3]
-        slope = variance_gradient * (2 / count)
-        return torch.addcmul(_pixels(mean_gradient / count - slope * mean), z.to(mean.dtype), _pixels(slope)).to(
-            z.dtype
-        )
-
-
-class _AffineMaximum(torch.autograd.Function):
-    """``maximum(scale * z + shift [+ shortcut], threshold)``.
-
-    torch's own ``maximum`` splits the gradient of ties between its arguments, which costs several passes; here ties
-    go to the threshold, as they go to zero in torch's ``relu``.
+    Returns the new values, the same within their border (empty without one), the new shift, and M and V.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, shortcut: Tensor | None, scale: Tensor, shift: Tensor, threshold: Tensor
-    ) -> Tensor:
-        y = torch.addcmul(_pixels(shift), z.to(shift.dtype), _pixels(scale))
-        if shortcut is not None:
-            y += shortcut
-        y = torch.maximum(y, _pixels(threshold)).to(z.dtype)
-        ctx.save_for_backward(z, scale, y, threshold)
-        ctx.shortcut_dtype = None if shortcut is None else shortcut.dtype
-        return y
+        ctx: Any,
+        z: Tensor,
+        shift: Tensor,
+        x: Tensor | None,
+        x_shift: Tensor | None,
+        weight: Tensor,
+        beta: Tensor,
+        recipe: Recipe,
+        border: int,
+    ) -> tuple[Tensor, ...]:
+        values, padded = room_with_border(z, border)
+        mean, found = forward_pass(z, shift, x, x_shift, weight, beta, recipe, values)
+        if border:
+            write_border_(padded)
+        ctx.save_for_backward(z, values, mean, weight, *found)
+        ctx.recipe, ctx.border, ctx.has_shortcut = recipe, border, x is not None
+        ctx.mark_non_differentiable(found.batch_mean, found.batch_variance)
+        ctx.set_materialize_grads(False)
+        return values, padded, found.threshold, found.batch_mean, found.batch_variance
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        z, scale, y, threshold = ctx.saved_tensors
-        (gradient,) = gradients
-        passed = gradient * (y > _pixels(threshold.to(y.dtype)))
-        shift_gradient = passed.sum((2, 3), dtype=scale.dtype)
-        threshold_gradient = gradient.sum((2, 3), dtype=scale.dtype) - shift_gradient
-        scale_gradient = (passed * z).sum((0, 2, 3), dtype=scale.dtype)
-        shortcut_gradient = None if ctx.shortcut_dtype is None else passed.to(ctx.shortcut_dtype)
-        z_gradient = (passed * _pixels(scale)).to(z.dtype)
-        return z_gradient, shortcut_gradient, scale_gradient, shift_gradient, threshold_gradient
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        z, values, mean, weight, *found = ctx.saved_tensors
+        gradient = _gradient_of_values(gradients[0], gradients[1] if ctx.border else None, values)
+        threshold_gradient = torch.zeros_like(mean) if gradients[2] is None else gradients[2]
+        found_gradients = backward_pass(
+            gradient, threshold_gradient, z, values, mean, weight, Coefficients(*found), ctx.recipe, ctx.has_shortcut
+        )
+        return *found_gradients, None, None
+
+
+def room_with_border(like: Tensor, border: int) -> tuple[Tensor, Tensor]:
+    """Room for values shaped and laid out as ``like``, and the same with a border around it."""
+    if not border:
+        return torch.empty_like(like), like.new_empty(0)
+    padded = torch.empty(
+        (*like.shape[:2], like.shape[2] + 2 * border, like.shape[3] + 2 * border),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if is_channels_last(like) else torch.contiguous_format,
+    )
+    return padded[:, :, border:-border, border:-border], padded
+
+
+def _gradient_of_values(of_values: Tensor | None, of_padded: Tensor | None, values: Tensor) -> Tensor:
+    """Gradient of the values from those of the two outputs that show them; a tensor of its own, to be overwritten."""
+    if of_padded is None:
+        return torch.zeros_like(values) if of_values is None else of_values.clone()
+    inner = of_padded[:, :, 1:-1, 1:-1]
+    gradient = inner.clone() if of_values is None else inner + of_values
+    fold_border_(gradient, of_padded)
+    return gradient

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from offset_equivariant.groups import channels_per_group
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
 from offset_equivariant.nn.padding import PADDING_MODES, pad
+from offset_equivariant.nn.shifted import ShiftedFeatures
 
 
 class Linear(ConstrainedWeight, nn.Linear):
@@ -95,6 +96,30 @@ class _Conv(ConstrainedWeight):
         arguments: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*arguments, bias, padding_mode, device, dtype)
         self._constrain(offset_groups, constraint, groups)
+
+    def forward(self, input: Any) -> Any:
+        """Convolve a tensor, or :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, which stay such."""
+        weight, bias = self.weight, cast("Tensor | None", self.bias)
+        if not isinstance(input, ShiftedFeatures):
+            return self._conv_forward(input, weight, bias)
+        if self.padding_mode == "replicate" and set(self._reversed_padding_repeated_twice) == {input.border}:
+            source = input.values if input.padded is None else input.padded
+            values = self._convolve(source, weight, None, self.stride, 0, self.dilation, self.groups)
+        else:
+            values = self._conv_forward(input.values, weight, None)
+        return ShiftedFeatures(values, self._shifted(input.shift, weight, bias), input.offset)
+
+    def _shifted(self, shift: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The shift of the output: a constant image meets, at every pixel, the sum of the taps."""
+        if torch.is_autocast_enabled(shift.device.type):
+            with torch.autocast(shift.device.type, enabled=False):
+                return self._shifted(shift, weight, bias)
+        summed = weight.to(shift.dtype).flatten(2).sum(2)
+        bias = None if bias is None else bias.to(shift.dtype)
+        if self.groups == 1:
+            return F.linear(shift, summed, bias)
+        wide: Tensor = F.conv1d(shift[..., None], summed[..., None], bias, groups=cast(int, self.groups))
+        return wide[..., 0]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if input.ndim != weight.ndim:

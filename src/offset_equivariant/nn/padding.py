@@ -37,3 +37,31 @@ def _replicate(x: Tensor, padding: Sequence[int]) -> Tensor:
         first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
         x = torch.cat([first] * before + [x] + [last] * after, axis)
     return x
+
+
+def write_border_(padded: Tensor) -> None:
+    """Fill the border of one pixel of ``(N, C, H, W)`` with the nearest values inside it, in place."""
+    inner = padded[:, :, 1:-1, 1:-1]
+    height, width = inner.shape[2:]
+    # The first and the last row, or column, at once: a step from one to the other selects both.
+    padded[:, :, :: height + 1, 1:-1] = inner[:, :, :: max(height - 1, 1)]
+    padded[:, :, :, :: width + 1] = padded[:, :, :, 1:-1][:, :, :, :: max(width - 1, 1)]
+
+
+def fold_border_(inner: Tensor, padded: Tensor) -> None:
+    """Add the border of ``padded`` to the outermost values of ``inner``: the gradient of :func:`write_border_`."""
+    height, width = inner.shape[2:]
+    rows = padded[:, :, :: height + 1]
+    _add_to_ends_(folded := rows[:, :, :, 1:-1].clone(), rows[:, :, :, :: width + 1], 3)
+    _add_to_ends_(inner, folded, 2)
+    _add_to_ends_(inner, padded[:, :, 1:-1, :: width + 1], 3)
+
+
+def _add_to_ends_(x: Tensor, ends: Tensor, axis: int) -> None:
+    """Add two slices to the first and the last one along an axis, which may be the same."""
+    if x.shape[axis] == 1:
+        x += ends.sum(axis, keepdim=True)
+        return
+    chosen = [slice(None)] * x.ndim
+    chosen[axis] = slice(None, None, x.shape[axis] - 1)
+    x[tuple(chosen)] += ends

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from offset_equivariant.groups import add_offset, channels_per_group, group_mean, split_groups
+from offset_equivariant.groups import add_offset, channels_per_group, expand_groups, group_mean, split_groups
+from offset_equivariant.nn.shifted import ShiftedFeatures, without_offset
 
 ShortcutPadding = Literal["inside_groups", "end"]
 
@@ -77,16 +78,25 @@ class OptionAShortcut(nn.Module):
         self.offset_groups = offset_groups
         self.padding = padding
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :, :: self.stride, :: self.stride]
-        mean = group_mean(x, self.offset_groups)
-        centred = add_offset(x, -mean)
-        if self.padding == "inside_groups":
-            grouped = split_groups(centred, self.offset_groups)
-            padded = nn.functional.pad(grouped, (0, 0, 0, 0, 0, self.added)).flatten(1, 2)
-        else:
-            padded = nn.functional.pad(centred, (0, 0, 0, 0, 0, self.added * self.offset_groups))
-        return add_offset(padded, mean)
+    def forward(self, x: Any) -> Any:
+        """Map a tensor, or :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, which stay such."""
+        if not isinstance(x, ShiftedFeatures):
+            return self._shortened(without_offset(x, self.offset_groups)).joined()
+        return self._shortened(x)
+
+    def _shortened(self, x: ShiftedFeatures) -> ShiftedFeatures:
+        x = x._replace(values=x.values[:, :, :: self.stride, :: self.stride], padded=None)
+        mean = group_mean(x.channel_means(), self.offset_groups)
+        # New channels have the value zero and the shift mean; those that move into another group leave their mean.
+        centred = self._with_new_channels((x.shift - expand_groups(mean, x.shape[1]))[..., None, None])[..., 0, 0]
+        values = self._with_new_channels(x.values)
+        return ShiftedFeatures(values, centred + expand_groups(mean, values.shape[1]), x.offset)
+
+    def _with_new_channels(self, x: Tensor) -> Tensor:
+        if self.padding == "end":
+            return nn.functional.pad(x, (0, 0, 0, 0, 0, self.added * self.offset_groups))
+        grouped = split_groups(x, self.offset_groups)
+        return nn.functional.pad(grouped, (0, 0, 0, 0, 0, self.added)).flatten(1, 2)
 
     def extra_repr(self) -> str:
         return f"added={self.added * self.offset_groups}, stride={self.stride}, padding={self.padding!r}"

@@ -1,0 +1,154 @@
+r"""Networks for inference alone: the running statistics of batch normalisation folded into the convolutions.
+
+For ordinary layers this is textbook. For equivariant ones, with :math:`a_c = \gamma_c / \sqrt{V_c + \epsilon}` and
+:math:`t_c = \beta_c - a_c M_c`, the convolution's weights and bias are multiplied by a, so that its values and shift
+become :math:`v' = a v` and :math:`s' = a s`. Step 3 of :mod:`offset_equivariant.nn.fused` is then
+:math:`h = v' + s' + t + (1 - a_c) \varphi`, where φ, the group's mean of the unscaled output, is that of
+:math:`(\mathrm{mean}(v') + s') / a` over its channels. As :math:`\mathrm{relu}(v' + b) = \max(v', -b) + b` and b is a
+shift, one maximum is all that is done to every value.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from offset_equivariant.nn.constraint import ConstrainedWeight, remove_parametrizations_
+from offset_equivariant.nn.fused import BatchNormReLU, ConventionalBatchNormReLU, room_with_border
+from offset_equivariant.nn.fused_passes import Layout, over_pixels, pixel_mean, shortcut_level, spread_mean
+from offset_equivariant.nn.layers import Conv2d
+from offset_equivariant.nn.padding import write_border_
+from offset_equivariant.nn.shifted import ShiftedFeatures
+
+#: Stands for a scale of zero, whose channel still counts in its group's mean.
+_LEAST_SCALE = 1e-12
+
+
+class FoldedBatchNormReLU(nn.Module):
+    """What is left of :class:`BatchNormReLU` once its scale and shift are in the convolution before it."""
+
+    scale: Tensor
+    constant: Tensor
+
+    def __init__(self, scale: Tensor, constant: Tensor, offset_groups: int, border: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("constant", constant)
+        self.offset_groups = offset_groups
+        self.border = border
+
+    def forward(self, z: ShiftedFeatures, x: ShiftedFeatures | None = None) -> ShiftedFeatures:
+        level = pixel_mean(z.values, z.shift.dtype) + z.shift
+        group = spread_mean(level / self.scale, self.offset_groups)
+        constant = self.constant - self.scale * group
+        rectified_from = spread_mean(level + constant, self.offset_groups)
+        bias = z.shift + constant - rectified_from
+        if x is not None:
+            bias = bias + cast(Tensor, shortcut_level(x.values, x.shift, self.offset_groups))
+        values, padded = self._at_least(z.values, None if x is None else x.values, -bias)
+        return ShiftedFeatures(values, bias + rectified_from + group, z.offset, padded)
+
+    def _at_least(self, z: Tensor, x: Tensor | None, least: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return ``maximum(z [+ x], least)``, and the same within its border."""
+        if torch.compiler.is_compiling():
+            y = z if x is None else z + x
+            return torch.maximum(y, over_pixels(least).to(y.dtype)), None
+        layout = Layout(z)
+        values, padded = room_with_border(z, self.border)
+        # In place: the output of a convolution, which nothing else needs.
+        seen = layout.see(z) if x is None else layout.see(z).add_(layout.see(x))
+        torch.maximum(seen, layout.spread(least).to(z.dtype), out=layout.see(values))
+        if self.border:
+            write_border_(padded)
+        return values, padded if self.border else None
+
+
+class MergeReLU(nn.Module):
+    """What is left of :class:`ConventionalBatchNormReLU`: ``relu(input [+ shortcut])``."""
+
+    def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return nn.functional.relu_(input if shortcut is None else input.add_(shortcut))
+
+
+def fuse_for_inference(network: nn.Module) -> nn.Module:
+    """Return a copy of ``network`` for inference, in evaluation mode, with the running statistics in its weights.
+
+    Every convolution whose output goes to one ``BatchNormReLU`` alone is folded with it, in either layer family.
+    The result computes the same up to rounding, takes no gradient, and can be given to ``torch.export`` and ONNX.
+
+    Args:
+        network: one that ``torch.fx`` can trace, without branches that depend on the data.
+
+    Raises:
+        ValueError: if it cannot be traced, or nothing in it can be folded.
+    """
+    fused = copy.deepcopy(network).eval().requires_grad_(False)
+    remove_parametrizations_(fused)
+    pairs = _foldable(fused)
+    if not pairs:
+        raise ValueError(
+            "found no convolution that is followed by batch normalisation and ReLU in one module, BatchNormReLU; "
+            "there is nothing to fold"
+        )
+    for convolution_name, norm_name in pairs:
+        convolution, norm = fused.get_submodule(convolution_name), fused.get_submodule(norm_name)
+        fused.set_submodule(norm_name, _fold(convolution, norm))
+    return fused
+
+
+class _Tracer(fx.Tracer):
+    """Sees the layers of this package as wholes."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        inside = m.__module__.startswith("offset_equivariant.nn.")
+        return inside or super().is_leaf_module(m, module_qualified_name)
+
+
+def _foldable(network: nn.Module) -> list[tuple[str, str]]:
+    """Names of the pairs to fold, as convolution and normalisation."""
+    try:
+        graph = _Tracer().trace(network)
+    except Exception as error:
+        raise ValueError(f"{type(network).__name__} cannot be traced by torch.fx: {error}") from error
+    calls: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls[node.target] = calls.get(node.target, 0) + 1
+    pairs = []
+    for node in graph.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
+            names = str(source.target), str(node.target)
+            modules = [network.get_submodule(name) for name in names]
+            # A module that is called twice may meet other inputs the other time.
+            if calls[names[0]] == calls[names[1]] == 1 and _fit(*modules):
+                pairs.append(names)
+    return pairs
+
+
+def _fit(convolution: nn.Module, norm: nn.Module) -> bool:
+    if isinstance(norm, BatchNormReLU):
+        return isinstance(convolution, Conv2d)
+    ordinary = isinstance(convolution, nn.Conv2d) and not isinstance(convolution, ConstrainedWeight)
+    return isinstance(norm, ConventionalBatchNormReLU) and ordinary
+
+
+@torch.no_grad()
+def _fold(convolution: Any, norm: Any) -> nn.Module:
+    """Fold the statistics into the convolution, in place and in double precision; return what takes norm's place."""
+    dtype = convolution.weight.dtype
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    if isinstance(norm, BatchNormReLU):
+        scale = torch.where(scale.abs() < _LEAST_SCALE, _LEAST_SCALE, scale)
+    constant = norm.bias.double() - scale * norm.running_mean.double()
+    bias = 0 if convolution.bias is None else convolution.bias.double()
+    convolution.weight.copy_(convolution.weight.double() * scale[:, None, None, None])
+    if isinstance(norm, BatchNormReLU):
+        convolution.holds_scaled_weight = True
+        convolution.bias = nn.Parameter((scale * bias).to(dtype).expand_as(scale), requires_grad=False)
+        return FoldedBatchNormReLU(scale.to(dtype), constant.to(dtype), norm.offset_groups, norm.border)
+    convolution.bias = nn.Parameter((scale * bias + constant).to(dtype), requires_grad=False)
+    return MergeReLU()

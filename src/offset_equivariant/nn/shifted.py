@@ -1,0 +1,106 @@
+r"""Feature maps with their offsets carried beside them, so that no layer computes with an offset again and again.
+
+A feature map x is held as three parts,
+
+.. math:: x_{nc}(p) = v_{nc}(p) + s_{nc} + (G \delta_n)_c ,
+
+``values`` v over the pixels p, a ``shift`` s of each image and channel, and an ``offset`` δ of each image and group.
+Offset equivariant layers pass δ on untouched, f(x + Gδ) = f(x) + Gδ (Eq. 2), and a convolution that pads with the
+border's own values maps a shift to a shift, s ↦ (Σ_t W_t) s + b. What costs passes over memory is done on the values
+alone, and these stay small however large the offset.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from offset_equivariant.groups import add_offset, channels_per_group, expand_groups, group_mean
+
+
+class ShiftedFeatures(NamedTuple):
+    """Feature maps in three parts, see the module's description.
+
+    Attributes:
+        values: ``(N, C, *spatial)``.
+        shift: ``(N, C)``, in at least single precision.
+        offset: ``(N, g)``, likewise.
+        padded: ``values`` within a border of their own outermost pixels, or None.
+    """
+
+    values: Tensor
+    shift: Tensor
+    offset: Tensor
+    padded: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the feature maps."""
+        return self.values.shape
+
+    @property
+    def border(self) -> int:
+        """Width of the border of ``padded``."""
+        return 0 if self.padded is None else (self.padded.shape[-1] - self.values.shape[-1]) // 2
+
+    def channel_means(self) -> Tensor:
+        """Mean of each channel over its pixels, without the offset: ``(N, C)``."""
+        return self.values.flatten(2).mean(2, dtype=self.shift.dtype) + self.shift
+
+    def joined(self) -> Tensor:
+        """Return the feature maps as one tensor ``(N, C, *spatial)``, of the type of ``values``."""
+        shift = self.shift + expand_groups(self.offset, self.shape[1])
+        return (self.values + shift.reshape(*shift.shape, *(1,) * (self.values.ndim - 2))).to(self.values.dtype)
+
+
+#: What layers pass on to each other: ordinary ones tensors, those of this package either.
+FeatureMaps = Tensor | ShiftedFeatures
+
+
+def unshifted(x: Tensor, offset_groups: int) -> ShiftedFeatures:
+    """Wrap ``x``, ``(N, C, *spatial)``, as it is, but in at least single precision."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    zeros = torch.zeros(x.shape[:2], dtype=wide, device=x.device)
+    return ShiftedFeatures(x.to(wide), zeros, zeros.new_zeros(len(x), offset_groups))
+
+
+def without_offset(x: Tensor, offset_groups: int) -> ShiftedFeatures:
+    """Take the group means φ(x) out of ``x``, ``(N, C, *spatial)``, and carry them beside it.
+
+    Raises:
+        ValueError: if the channels are not divisible by the groups.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    offset = group_mean(x.to(wide), offset_groups)
+    values = add_offset(x.to(wide), -offset).to(x.dtype)
+    return ShiftedFeatures(values, torch.zeros(x.shape[:2], dtype=wide, device=x.device), offset)
+
+
+class TakeOutOffset(nn.Module):
+    """The entrance of a network: ``(N, C, *spatial)`` to :class:`ShiftedFeatures`.
+
+    Raises:
+        ValueError: if the channels are not divisible by the groups.
+    """
+
+    def __init__(self, *, offset_groups: int = 3) -> None:
+        super().__init__()
+        channels_per_group(offset_groups, offset_groups)
+        self.offset_groups = offset_groups
+
+    def forward(self, x: Tensor) -> ShiftedFeatures:
+        return without_offset(x, self.offset_groups)
+
+    def extra_repr(self) -> str:
+        return f"offset_groups={self.offset_groups}"
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over the pixels, ``(N, C, *spatial)`` or :class:`ShiftedFeatures` to a tensor ``(N, C)``."""
+
+    def forward(self, x: FeatureMaps) -> Tensor:
+        if isinstance(x, ShiftedFeatures):
+            return x.channel_means() + expand_groups(x.offset, x.shape[1])
+        return x.flatten(2).mean(2)

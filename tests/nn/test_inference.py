@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from offset_equivariant.groups import add_offset
+from offset_equivariant.models.resnet import CifarResNet
+from offset_equivariant.nn import (
+    BatchNormReLU,
+    Conv2d,
+    Conventional,
+    OffsetEquivariant,
+    check_equivariance,
+    fuse_for_inference,
+    project_,
+)
+from offset_equivariant.nn.fused import ConventionalBatchNormReLU
+
+FAMILIES = {
+    "conventional": Conventional(),
+    "projection": OffsetEquivariant(),
+    "parametrization": OffsetEquivariant(constraint="parametrization"),
+    "one group": OffsetEquivariant(1),
+}
+
+
+def random_images(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def trained(family, depth=8):
+    """A network with statistics and weights unlike the initial ones, one scale zero and one negative."""
+    torch.manual_seed(0)
+    network = CifarResNet(depth, 5, family)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(4):
+        optimiser.zero_grad()
+        F.cross_entropy(network(random_images(8, 3, 12, 12)), torch.arange(8) % 5).backward()
+        optimiser.step()
+        project_(network)
+    with torch.no_grad():
+        network.bn1.weight[:2] = torch.tensor([0.0, -0.7])
+    return network.eval()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_computes_the_same(family, memory_format, dtype, tolerance):
+    network = trained(family).to(dtype)
+    images = random_images(4, 3, 12, 10).to(dtype).to(memory_format=memory_format)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    fused = fuse_for_inference(network.train())
+    with torch.no_grad():
+        expected = network.eval()(images)
+        scores = fused(images)
+    assert (scores - expected).abs().max() <= tolerance * expected.abs().max()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert not fused.training and not any(parameter.requires_grad for parameter in fused.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_stays_equivariant():
+    network = trained(OffsetEquivariant(), 20).double()
+    project_(network)
+    report = check_equivariance(fuse_for_inference(network), (2, 3, 16, 16), output="mean")
+    # In the precision in which the weights satisfied the constraint when they were folded.
+    assert report.worst(torch.float64) <= 1e-12, f"\n{report}"
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_exported_program(family):
+    fused, images = fuse_for_inference(trained(family)), random_images(3, 3, 12, 12)
+    program = torch.export.export(fused, (images,), dynamic_shapes=({0: torch.export.Dim("images", min=2)},))
+    more = random_images(5, 3, 12, 12)
+    torch.testing.assert_close(program.module()(more), fused(more), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["conventional", "projection"])
+def test_onnx(family, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    fused, images = fuse_for_inference(trained(FAMILIES[family])), random_images(3, 3, 12, 12)
+    path = tmp_path / "network.onnx"
+    shapes = ({0: torch.export.Dim("images", min=2)},)
+    torch.onnx.export(fused, (images,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    moved = add_offset(random_images(5, 3, 12, 12), random_images(5, 3))
+    (scores,) = session.run(None, {session.get_inputs()[0].name: moved.numpy()})
+    torch.testing.assert_close(torch.from_numpy(scores), fused(moved), rtol=0, atol=1e-4)
+
+
+class Shared(nn.Module):
+    """One convolution under two normalisations, and one that is called twice: neither can be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = Conv2d(3, 3, 1), Conv2d(3, 3, 1)
+        self.bn1, self.bn2, self.bn3 = BatchNormReLU(3), BatchNormReLU(3), BatchNormReLU(3)
+
+    def forward(self, x):
+        y = self.conv1(x)
+        return self.bn3(self.conv2(self.bn1(y))) + self.bn2(y) + self.conv2(x)
+
+
+def test_nothing_to_fold_is_refused():
+    for network in (Shared(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())):
+        with pytest.raises(ValueError, match="nothing to fold"):
+            fuse_for_inference(network)
+    mixed = nn.Sequential(Conv2d(3, 6, 1), ConventionalBatchNormReLU(6))
+    with pytest.raises(ValueError, match="nothing to fold"):
+        fuse_for_inference(mixed)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_network_that_cannot_be_traced_is_named():
+    with pytest.raises(ValueError, match=r"Branching cannot be traced by torch\.fx"):
+        fuse_for_inference(Branching())

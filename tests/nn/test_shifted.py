@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+import offset_equivariant as oe
+from offset_equivariant.groups import add_offset, group_mean
+from offset_equivariant.nn.shifted import GlobalAveragePool, ShiftedFeatures, TakeOutOffset, without_offset
+
+
+def random_tensor(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random_features(*shape, border=0, seed=0, groups=3):
+    """Values, shift and offset, none of them zero, and the whole as one tensor."""
+    values = random_tensor(*shape, seed=seed)
+    shift, offset = random_tensor(*shape[:2], seed=seed + 10), random_tensor(shape[0], groups, seed=seed + 20)
+    padded = F.pad(values, (border,) * 4, mode="replicate") if border else None
+    return ShiftedFeatures(values, shift, offset, padded), add_offset(values + shift[..., None, None], offset)
+
+
+def test_parts_are_those_of_the_definition():
+    x = add_offset(random_tensor(2, 6, 4, 5), 1e3 * random_tensor(2, 3, seed=1))
+    features = TakeOutOffset()(x)
+    torch.testing.assert_close(features.offset, group_mean(x, 3), rtol=1e-12, atol=0)
+    torch.testing.assert_close(group_mean(features.values, 3), torch.zeros(2, 3, dtype=x.dtype), rtol=0, atol=1e-12)
+    assert not features.shift.any()
+    torch.testing.assert_close(features.joined(), x, rtol=1e-12, atol=0)
+    assert (features.shape, features.border) == (x.shape, 0)
+
+
+def test_joining_adds_shift_and_offset_to_every_pixel():
+    features, joined = random_features(2, 6, 3, 4)
+    torch.testing.assert_close(features.joined(), joined, rtol=0, atol=1e-12)
+    torch.testing.assert_close(GlobalAveragePool()(features), joined.mean((2, 3)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(GlobalAveragePool()(joined), joined.mean((2, 3)), rtol=0, atol=1e-12)
+
+
+def test_half_precision_keeps_offset_and_shift_precise():
+    x = random_tensor(2, 6, 4, 4).to(torch.bfloat16)
+    features = without_offset(x, 3)
+    assert [part.dtype for part in features[:3]] == [torch.bfloat16, torch.float32, torch.float32]
+    torch.testing.assert_close(features.offset, group_mean(x.float(), 3), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("border", [0, 1])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {"padding": 1, "stride": 2, "bias": False},
+        {"padding": 2, "dilation": 2},
+        {"padding": 0},
+        {"padding": (1, 0)},
+        {"padding": 1, "groups": 3},
+        {"padding": 1, "padding_mode": "reflect"},
+        {"padding": 1, "constraint": "projection"},
+    ],
+    ids=str,
+)
+def test_convolutions_of_shifted_features(options, border):
+    torch.manual_seed(0)
+    layer = oe.nn.Conv2d(6, 9, 3, **options).double()
+    oe.nn.project_(layer)
+    features, joined = random_features(2, 6, 5, 6, border=border)
+    result = layer(features)
+    assert result.offset is features.offset
+    torch.testing.assert_close(result.joined(), layer(joined), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["inside_groups", "end"])
+@pytest.mark.parametrize("shape", [(2, 6, 4, 4), (2, 6, 5, 3)])
+def test_shortcuts_of_shifted_features(padding, shape):
+    shortcut = oe.nn.OptionAShortcut(6, 12, 2, padding=padding)
+    features, joined = random_features(*shape, border=1)
+    result = shortcut(features)
+    assert result.border == 0
+    torch.testing.assert_close(result.joined(), shortcut(joined), rtol=0, atol=1e-12)
+
+
+def test_groups_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"channels = 4 .* offset_groups = 3; .* 3 or 6"):
+        TakeOutOffset()(torch.zeros(2, 4, 3, 3))
+    with pytest.raises(ValueError, match="offset_groups must be a whole number"):
+        TakeOutOffset(offset_groups=0)
