@@ -15,7 +15,7 @@ RESULTS ?= runs/reproduction
 STAMP := $(VENV)/.installed-$(shell { pwd; cat requirements.lock pyproject.toml; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test reproduce-table1 tables figures clean-venv
+.PHONY: help install lint format test reproduce-table1 tables figures benchmark clean-venv
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ tables: $(STAMP) ## Render the tables and figures from the committed records
 	$(PY) scripts/render.py
 
 figures: tables ## The same as tables: one command renders both
+
+benchmark: $(STAMP) ## Time the networks on this device and choose its fastest settings; let nothing else run meanwhile
+	$(PY) scripts/benchmark.py
 
 clean-venv: ## Remove .venv
 	rm -rf $(VENV)

@@ -22,6 +22,8 @@ from offset_equivariant.data import (
 )
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn.families import FAMILIES
+from offset_equivariant.performance.settings import CompiledOrEager, Setting, fastest_setting
+from offset_equivariant.provenance import repository_root
 from offset_equivariant.reporting.comparison import find_row
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionEvaluation, RecognitionTraining
 from offset_equivariant.training.schedules import SCHEDULES, make_schedule
@@ -119,6 +121,7 @@ def _color_jitter(jitter: JitterConfig) -> ColorJitter:
 def build_training(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> RecognitionTraining:
     """Build the training task of a network on images, both on the device."""
     recipe, jitter = config.train, config.strategy.jitter
+    setting = runtime_setting(config, images.images.device)
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=recipe.learning_rate,
@@ -140,8 +143,8 @@ def build_training(config: ExperimentConfig, network: nn.Module, images: Labelle
         seed=config.seed,
         label_smoothing=recipe.label_smoothing,
         autocast=None if config.train.autocast is None else getattr(torch, config.train.autocast),
-        channels_last=config.runtime.channels_last,
-        forward=torch.compile(network) if config.runtime.compile else None,
+        channels_last=setting.channels_last,
+        forward=CompiledOrEager(network) if setting.compile else None,
     )
 
 
@@ -152,7 +155,7 @@ def build_evaluation(config: ExperimentConfig, network: nn.Module, images: Label
         images,
         build_pipeline(config),
         requantize=config.distortion.requantize,
-        channels_last=config.runtime.channels_last,
+        channels_last=runtime_setting(config, images.images.device).channels_last,
     )
 
 
@@ -188,6 +191,18 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def memory_format(config: ExperimentConfig) -> torch.memory_format:
+def runtime_setting(config: ExperimentConfig, device: torch.device) -> Setting:
+    """Return layout and compilation: those configured, else what makes this training fastest on this device."""
+    images = describe_dataset(config.dataset.name, **config.dataset.options).images["train"]
+    steps_per_epoch = (images - config.dataset.validation_images) // config.train.batch_size
+    steps = 0 if config.mode == "evaluate" else config.train.total_steps(steps_per_epoch)
+    fastest = fastest_setting(config.model.family, steps, device, repository_root() / "results")
+    chosen, compiled = config.runtime.channels_last, config.runtime.compile
+    return Setting(
+        fastest.channels_last if chosen is None else chosen, fastest.compile if compiled is None else compiled
+    )
+
+
+def memory_format(config: ExperimentConfig, device: torch.device) -> torch.memory_format:
     """Return the layout that networks and batches have in memory."""
-    return torch.channels_last if config.runtime.channels_last else torch.contiguous_format
+    return torch.channels_last if runtime_setting(config, device).channels_last else torch.contiguous_format

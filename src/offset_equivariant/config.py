@@ -140,8 +140,9 @@ class RuntimeConfig:
     """Where and how fast to compute; nothing here changes what is computed, but for rounding."""
 
     device: Literal["auto", "cuda", "mps", "cpu"]
-    channels_last: bool
-    compile: bool
+    #: None: what was fastest on this device, see :mod:`offset_equivariant.performance.settings`.
+    channels_last: bool | None
+    compile: bool | None
     threads: int | None
     progress: bool
     evaluation_batch_size: int

@@ -66,7 +66,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     seed_everything(config.seed)
-    network = build_network(config).to(device).to(memory_format=memory_format(config))
+    network = build_network(config).to(device).to(memory_format=memory_format(config, device))
     if config.mode in ("train", "both"):
         with run.sole_use():
             run.claim()

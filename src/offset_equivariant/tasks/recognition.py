@@ -108,7 +108,7 @@ class RecognitionTraining:
 
     def training_step(self, step: int, learning_rate_factor: float) -> dict[str, Tensor]:
         """Take one step; return the batch's mean ``loss`` and ``error_percent``."""
-        inputs, labels = self._batch(step)
+        inputs, labels = self.batch(step)
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * learning_rate_factor
         self.network.train()
@@ -123,7 +123,8 @@ class RecognitionTraining:
             error = (scores.argmax(1) != labels).float().mean() * 100
         return {"loss": loss.detach(), "error_percent": error}
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the network's input at a step, ``(batch_size, C, H, W)``, and the labels."""
         indices = self._order.indices(step).to(self._images.device)
         generator = step_generator(self._seed, step, stream=1)
         images = self._images[indices]
@@ -193,7 +194,8 @@ class RecognitionEvaluation:
     @torch.no_grad()
     def measure(self, batch: _OpenBatch, illuminants: Tensor) -> dict[str, Tensor]:
         """Return the outcomes of each image under its illuminant, ``(N, 3)``, linear RGB."""
-        posteriors = self.posteriors(self.distort(batch.linear, illuminants))
+        neutral = not self._requantize and bool((illuminants == 1).all())
+        posteriors = batch.reference if neutral else self.posteriors(self.distort(batch.linear, illuminants))
         return {
             "error": posteriors.argmax(1) != batch.labels,
             "posterior_change": (posteriors - batch.reference).abs().amax(1),

@@ -1,0 +1,1 @@
+"""How fast the networks are on a device, and which settings make them fastest."""

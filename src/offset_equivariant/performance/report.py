@@ -1,0 +1,149 @@
+"""The tables of docs/PERFORMANCE.md, from results/benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from offset_equivariant.reporting.tables import replace_block
+from offset_equivariant.storage import replace_file
+
+NAMES = {"original": "original", "equivariant": "equivariant", "plain": "equivariant, plain composition"}
+
+
+def write_performance(root: Path) -> Path:
+    """Put the tables of every benchmarked device into docs/PERFORMANCE.md, and return its path."""
+    path = root / "docs" / "PERFORMANCE.md"
+    replace_file(path, replace_block(path.read_text(encoding="utf-8"), render_benchmarks(root)).encode())
+    return path
+
+
+def render_benchmarks(root: Path) -> str:
+    """Return the tables of every benchmarked device as Markdown."""
+    files = sorted((root / "results" / "benchmarks").glob("*.json"))
+    return "\n".join(render_benchmark(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+
+
+def render_benchmark(found: dict[str, Any]) -> str:
+    """Return the tables of one device."""
+    environment, limits = found["environment"], found["limits"]
+    dirty = ", with uncommitted changes" if found["dirty"] else ""
+    parts = [
+        f"### {found['device']}",
+        f"torch {environment['torch']}, {environment['threads']} threads, commit {found['commit'][:8]}{dirty}. "
+        f"Matrices are multiplied at {limits['gemm_gflops']:.0f} GFLOP/s, memory is read and written at "
+        f"{limits['copy_gb_per_s']:.1f} GB/s. Times are medians of interleaved runs, [minimum, maximum].",
+        _settings(found["settings"]),
+        _training(found["training"]),
+        _others(found),
+        _growth(found["growth"]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def ratio(found: dict[str, Any], kind: str, other: str = "original") -> float:
+    """Time of the equivariant network over another's."""
+    return float(found[kind]["equivariant"]["ms"]["median"] / found[kind][other]["ms"]["median"])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _ms(times: dict[str, float]) -> str:
+    return f"{times['median']:.1f} [{times['min']:.1f}, {times['max']:.1f}]"
+
+
+def _settings(rows: Sequence[dict[str, Any]]) -> str:
+    header = ("Family, layout, compiler", "training step, ms", "compilation, s")
+    return "**Settings**\n\n" + _table(
+        header,
+        [
+            (
+                f"{row['family']}, {'channels-last' if row['channels_last'] else 'channels-first'}, "
+                f"{'torch.compile' if row['compile'] else 'eager'}",
+                _ms(row["step_ms"]),
+                f"{row['compile_seconds']:.0f}" if row["compile"] else "–",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _training(found: dict[str, Any]) -> str:
+    header = (
+        "Training step, batch 128, each in its fastest setting",
+        "ms",
+        "images/s",
+        "peak memory, MB",
+        "share of GEMM rate",
+        "floor: arithmetic, ms",
+        "floor: traffic, ms",
+    )
+    rows = [
+        (
+            NAMES[network],
+            _ms(row["ms"]),
+            f"{row['images_per_second']:.0f}",
+            f"{row['peak_memory_mb']:.0f}",
+            f"{100 * row['share_of_gemm_rate']:.0f} %",
+            f"{row['floor']['arithmetic_ms']:.1f}",
+            f"{row['floor']['traffic_ms']:.1f}",
+        )
+        for network, row in found.items()
+    ]
+    whole = {"training": found}
+    memory = found["equivariant"]["peak_memory_mb"] / found["original"]["peak_memory_mb"]
+    return (
+        f"{_table(header, rows)}\n\nEquivariant over original: time {ratio(whole, 'training'):.2f}, memory "
+        f"{memory:.2f}; over the plain composition: time {ratio(whole, 'training', 'plain'):.2f}."
+    )
+
+
+def _others(found: dict[str, Any]) -> str:
+    step = found["training"]["original"]["ms"]["median"]
+    rows = [
+        (f"inference, batch 128, {NAMES[network]}", _ms(row["ms"]), f"{row['images_per_second']:.0f}")
+        for network, row in found["inference"].items()
+    ]
+    rows += [
+        (f"input pipeline, batch 128, {NAMES[network]}", _ms(row["ms"]), f"{row['images_per_second']:.0f}")
+        for network, row in found["pipeline"].items()
+    ]
+    rows += [
+        (
+            f"sweep of 11 saturations, {row['images']:,} images, {NAMES[network]}",
+            _ms(row["sweep_ms"]),
+            f"{row['images_per_second_and_saturation']:.0f}",
+        )
+        for network, row in found["sweep"].items()
+    ]
+    pipeline = found["pipeline"]
+    shares = " and ".join(f"{100 * pipeline[n]['ms']['median'] / step:.1f} %" for n in pipeline)
+    sweeps = " and ".join(f"{found['sweep'][network]['ratio']:.2f}" for network in found["sweep"])
+    return (
+        f"{_table(('What', 'ms', 'images/s'), rows)}\n\nInference, equivariant over original: "
+        f"{ratio(found, 'inference'):.2f}. Input pipeline: {shares} of the original's training step. The sweep takes "
+        f"{sweeps} times as long as 11 bare forward passes over the same images."
+    )
+
+
+def _growth(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    names = {"batch": "batch {}, 32×32", "side": "batch 16, {0}×{0}", "offset_groups": "{} offset groups, batch 128"}
+    return "**Growth** (training step, without compiler)\n\n" + _table(
+        ("Size", "original, ms", "equivariant, ms", "ratio"),
+        [
+            (
+                names[row["axis"]].format(row["value"]),
+                _ms(row["original"]),
+                _ms(row["equivariant"]),
+                f"{row['equivariant']['median'] / row['original']['median']:.2f}",
+            )
+            for row in rows
+        ],
+    )
