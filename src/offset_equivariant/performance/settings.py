@@ -85,7 +85,7 @@ class CompiledOrEager:
             try:
                 return self._compiled(x)
             except torch._dynamo.exc.TorchDynamoException as error:
-                reason = str(error).splitlines()[0]
+                reason = " ".join(str(error).split())[:200]
                 log.warning("torch.compile failed (%s); going on without it", reason)
                 self._compiled = None
         return self._network(x)

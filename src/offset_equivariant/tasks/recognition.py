@@ -82,7 +82,7 @@ class RecognitionTraining:
         self.network = network
         self.optimizer = optimizer
         self.batch_size = batch_size
-        self._forward = forward or network
+        self._forward = network if forward is None else forward
         self._order = EpochOrder(len(images), batch_size, seed)
         self._seed = seed
         self._labels = images.labels

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from offset_equivariant.performance.settings import (
+    UNMEASURED,
+    CompiledOrEager,
+    Setting,
+    benchmark_path,
+    device_slug,
+    fastest_setting,
+)
+
+CPU = torch.device("cpu")
+
+
+def row(channels_last, compile, milliseconds, seconds=0.0, family="conventional"):
+    times = {"median": milliseconds, "min": milliseconds, "max": milliseconds}
+    return {
+        "family": family,
+        "channels_last": channels_last,
+        "compile": compile,
+        "step_ms": times,
+        "compile_seconds": seconds,
+    }
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Compiled: 40 s and 180 ms a step; eager: 200 ms a step, or 300 in the other layout."""
+    path = benchmark_path(tmp_path, CPU)
+    path.parent.mkdir()
+    settings = [row(False, False, 300.0), row(True, False, 200.0), row(True, True, 180.0, 40.0)]
+    path.write_text(json.dumps({"settings": settings}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("steps", "compiled"), [(0, False), (1999, False), (2001, True)])
+def test_compiling_has_to_pay_over_the_training(results, steps, compiled):
+    setting = fastest_setting("conventional", steps, CPU, results)
+    assert setting.compile is compiled
+    assert setting.channels_last or not steps
+
+
+def test_what_was_not_measured_has_the_default(results, tmp_path):
+    assert fastest_setting("offset_equivariant", 10**6, CPU, results) == UNMEASURED
+    assert fastest_setting("conventional", 10**6, CPU, tmp_path / "elsewhere") == UNMEASURED == Setting(True, False)
+
+
+def test_a_device_has_a_name_for_a_file():
+    slug = device_slug(CPU)
+    assert slug.startswith("cpu-") and slug.endswith(f"-{torch.get_num_threads()}t")
+    assert slug == slug.lower() and "/" not in slug and " " not in slug
+
+
+class Doubling(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_a_compiler_that_fails_is_done_without_and_said_once(caplog, monkeypatch):
+    def failing(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    torch.compiler.reset()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile(module, backend=failing))
+    network = CompiledOrEager(Doubling())
+    for _ in range(3):
+        assert torch.equal(network(torch.ones(2)), 2 * torch.ones(2))
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "torch.compile failed" in warning.message and "no compiler here" in warning.message
+
+
+def test_a_compiled_network_computes_the_same(monkeypatch):
+    torch.compiler.reset()
+    compile, calls = torch.compile, []
+
+    def counting(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda module: compile(module, backend=counting))
+    network = CompiledOrEager(Doubling())
+    assert torch.equal(network(torch.ones(2)), 2 * torch.ones(2)) and len(calls) == 1
+
+
+def test_errors_of_the_network_itself_are_not_swallowed():
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise ValueError("mine")
+
+    network = CompiledOrEager(Failing())
+    with pytest.raises(ValueError, match="mine"):
+        network(torch.ones(2))
