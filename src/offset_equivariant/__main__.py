@@ -12,8 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from offset_equivariant.composition import CONFIGURATION, checked_run
-from offset_equivariant.config import ConfigError
+from offset_equivariant.building import headline_metric
+from offset_equivariant.composition import CONFIGURATION, checked_run, plain_settings
+from offset_equivariant.config import ConfigError, experiment_config
+from offset_equivariant.data.illuminant_images import IlluminantDataError
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record, RecordError, record_path
 from offset_equivariant.reporting.tracking import make_tracker
@@ -56,7 +58,7 @@ def main(composed: DictConfig) -> float | None:
     """Run the experiment that the command line composes; returns its error at the lowest saturation."""
     try:
         record = run_configuration(composed)
-    except (ConfigError, RunDirectoryError, RecordError, FileNotFoundError) as error:
+    except (ConfigError, RunDirectoryError, RecordError, IlluminantDataError, FileNotFoundError) as error:
         # These say what to do, and where in the code they came from does not help. In a multirun Hydra must see them.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -67,11 +69,12 @@ def main(composed: DictConfig) -> float | None:
         sys.exit(interruption.exit_status)
     if record is None:
         return None
-    saturation, error_percent = next(iter(record.metrics["error_percent"].items()))
+    metric, unit = headline_metric(experiment_config(plain_settings(composed)))
+    saturation, value = next(iter(record.metrics[metric].items()))
     name = f"{record.experiment} seed {record.seed}"
     path = record_path(Path(composed.paths.results), record.experiment, record.seed)
-    log.info("%s: error %.2f %% at S = %s; record in %s", name, error_percent, saturation, path)
-    return error_percent
+    log.info("%s: error %.2f %s at S = %s; record in %s", name, value, unit, saturation, path)
+    return value
 
 
 if __name__ == "__main__":

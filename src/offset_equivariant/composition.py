@@ -17,12 +17,19 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from offset_equivariant import provenance
 from offset_equivariant.building import check_components
-from offset_equivariant.config import ConfigError
+from offset_equivariant.config import TASKS, ConfigError, Task
 from offset_equivariant.runs import Run
 
 log = logging.getLogger(__name__)
 
 CONFIGURATION = provenance.repository_root() / "conf"
+#: What a task's presets are called in conf/train, before the preset's own name.
+_PRESET_PREFIXES: dict[Task, str] = {"recognition": "", "illuminant_estimation": "nus_"}
+#: Settings of the preset ``search`` that the names of its experiments say.
+_SEARCHED: dict[Task, tuple[str, ...]] = {
+    "recognition": ("learning_rate", "weight_decay"),
+    "illuminant_estimation": ("learning_rate", "weight_decay", "batch_size", "epochs", "smallest_crop"),
+}
 #: Settings of the training and the data set that change no number.
 _INDECISIVE = ("log_every", "checkpoint_seconds", "download")
 
@@ -69,14 +76,15 @@ def _name_changed_preset(settings: dict[str, Any]) -> None:
         raise ConfigError(
             f"name = {name!r} is no experiment of conf/experiment; give table=null with a name of its own"
         )
-    if preset == "smoke" or not (CONFIGURATION / "train" / f"{preset}.yaml").exists():
+    task = TASKS.get(settings["dataset"]["name"], "recognition")
+    group = _PRESET_PREFIXES[task] + preset
+    if preset == "smoke" or not (CONFIGURATION / "train" / f"{group}.yaml").exists():
         return
-    words = [f"train={preset}", *([f"experiment={name}"] if known else [])]
+    words = [f"train={group}", *([f"experiment={name}"] if known else [])]
     meant = OmegaConf.to_container(_compose(words), resolve=False)
     assert isinstance(meant, dict)
     sections = ("table", "row", "dataset", "model", "strategy", "train") if known else ("train",)
-    # The names of the search's experiments say these two.
-    free = (*_INDECISIVE, "learning_rate", "weight_decay") if preset == "search" else _INDECISIVE
+    free = (*_INDECISIVE, *_SEARCHED[task]) if preset == "search" else _INDECISIVE
     changed = {s: _differences(settings[s], meant[s], free) for s in sections if settings[s] != meant[s]}
     changed = {section: difference for section, difference in changed.items() if difference != {}}
     if changed:

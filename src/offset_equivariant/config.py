@@ -27,10 +27,13 @@ class ConfigError(ValueError):
 class DatasetConfig:
     """Where images come from, and the statistics of their training pixels by representation."""
 
-    name: Literal["cifar10", "synthetic"]
-    classes: int
+    name: Literal["cifar10", "synthetic", "nus", "nus_synthetic"]
+    #: None where images have an illuminant in place of a class.
+    classes: int | None
     #: Images held out of the training split and evaluated on in place of the test split; 0 for a real run.
     validation_images: int
+    #: Every image is a test image once: of a network that saw neither its fold nor, for cameras, its camera.
+    cross_validation: Literal["folds", "cameras"] | None
     download: bool
     statistics: dict[str, dict[str, list[float]]]
     #: Keyword arguments of the data set's loader.
@@ -51,7 +54,11 @@ class RepresentationConfig:
 class ModelConfig:
     """Architecture and family of layers."""
 
-    architecture: Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+    architecture: Literal[
+        "resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "cerberus", "image_statistics"
+    ]
+    #: Keyword arguments of the architecture beside its family.
+    options: dict[str, Any]
     family: Literal["conventional", "offset_equivariant"]
     family_options: dict[str, Any]
     representation: RepresentationConfig
@@ -114,6 +121,8 @@ class TrainConfig:
     epochs: float | None
     steps: int | None
     batch_size: int
+    #: None: stochastic gradient descent.
+    optimizer: Literal["adamw"] | None
     learning_rate: float
     momentum: float
     nesterov: bool
@@ -124,6 +133,8 @@ class TrainConfig:
     schedule: ScheduleConfig
     crop_padding: int
     flip: bool
+    #: Side of the smallest random square crop, as a share of the image's; None for whole images.
+    smallest_crop: float | None
     log_every: int
     checkpoint_seconds: float
 
@@ -165,6 +176,26 @@ class PathsConfig:
     results: str
 
 
+Task = Literal["recognition", "illuminant_estimation"]
+#: What the images of a data set are labelled with.
+TASKS: dict[str, Task] = {
+    "cifar10": "recognition",
+    "synthetic": "recognition",
+    "nus": "illuminant_estimation",
+    "nus_synthetic": "illuminant_estimation",
+}
+#: Architectures of a task.
+_ARCHITECTURES: dict[Task, tuple[str, ...]] = {
+    "recognition": ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
+    "illuminant_estimation": ("cerberus", "image_statistics"),
+}
+#: Settings of a recipe that only some tasks have, and the value that stands for their absence.
+_UNUSED: dict[Task, dict[str, Any]] = {
+    "recognition": {"smallest_crop": None},
+    "illuminant_estimation": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None},
+}
+
+
 @dataclass(frozen=True)
 class ExperimentConfig:
     """One row of one table, at one seed."""
@@ -184,6 +215,11 @@ class ExperimentConfig:
     runtime: RuntimeConfig
     logger: LoggerConfig
     paths: PathsConfig
+
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return TASKS[self.dataset.name]
 
     @property
     def experiment(self) -> str:
@@ -234,9 +270,9 @@ def _check(config: ExperimentConfig) -> None:
             f"only {', '.join(dataset.statistics)}"
         )
     _check_representation(config)
+    _check_task(config)
     positive = {
         "train.epochs": train.epochs,
-        "train.steps": train.steps,
         "train.batch_size": train.batch_size,
         "train.learning_rate": train.learning_rate,
         "train.log_every": train.log_every,
@@ -249,6 +285,7 @@ def _check(config: ExperimentConfig) -> None:
             raise ConfigError(f"{name} = {value} must be positive")
     not_negative = {
         "seed": config.seed,
+        "train.steps": train.steps or 0,
         "distortion.seed": config.distortion.seed,
         "train.weight_decay": train.weight_decay,
         "train.momentum": train.momentum,
@@ -259,8 +296,37 @@ def _check(config: ExperimentConfig) -> None:
     for name, value in not_negative.items():
         if value < 0:
             raise ConfigError(f"{name} = {value} must not be negative")
+    if train.smallest_crop is not None and not 0 < train.smallest_crop <= 1:
+        raise ConfigError(f"train.smallest_crop = {train.smallest_crop} must lie in (0, 1]")
     if not 0 <= train.label_smoothing < 1:
         raise ConfigError(f"train.label_smoothing = {train.label_smoothing} must lie in [0, 1)")
+
+
+def _check_task(config: ExperimentConfig) -> None:
+    """Data set, architecture and recipe must be of one task."""
+    task, dataset = config.task, config.dataset
+    fitting = _ARCHITECTURES[task]
+    if config.model.architecture not in fitting:
+        raise ConfigError(
+            f"model.architecture = {config.model.architecture} does not fit dataset {dataset.name}, whose task is "
+            f"{task}; choose one of {', '.join(fitting)}"
+        )
+    for name, absent in _UNUSED[task].items():
+        if getattr(config.train, name) != absent:
+            raise ConfigError(f"train.{name} = {getattr(config.train, name)} is not for {task}; give {absent}")
+    untrained = config.model.architecture == "image_statistics"
+    if untrained != (config.train.steps == 0):
+        raise ConfigError("train.steps must be 0 for image_statistics, which learn nothing, and for nothing else")
+    if (task == "recognition") == (dataset.classes is None):
+        raise ConfigError(f"dataset.classes = {dataset.classes} does not fit {task}")
+    if task == "recognition" and dataset.cross_validation is not None:
+        raise ConfigError(f"dataset.cross_validation = {dataset.cross_validation} is not for {dataset.name}; give null")
+    if task == "illuminant_estimation" and (dataset.cross_validation is None) == (not dataset.validation_images):
+        raise ConfigError(
+            f"dataset {dataset.name} needs either cross_validation (folds or cameras) or validation_images above 0"
+        )
+    if task == "illuminant_estimation" and (config.strategy.jitter or config.strategy.balancing):
+        raise ConfigError(f"strategy = {config.strategy.name} is not for {task}; give strategy=none")
 
 
 def _check_representation(config: ExperimentConfig) -> None:

@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from offset_equivariant import provenance
 from offset_equivariant.building import (
+    Images,
     build_evaluation,
     build_network,
-    build_training,
     choose_device,
+    headline_metric,
     load_split,
     memory_format,
+    plan_training,
 )
-from offset_equivariant.data import LabelledImages
 from offset_equivariant.evaluation.sweep import Evaluation, sweep
 from offset_equivariant.reporting.records import (
     Record,
@@ -35,8 +36,8 @@ from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
 from offset_equivariant.runs import Run, Weights
 from offset_equivariant.training.checkpoint import seed_everything
+from offset_equivariant.training.cross_validation import parameters_of_one
 from offset_equivariant.training.loop import FitSettings, fit
-from offset_equivariant.training.schedules import make_schedule
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
         torch.set_num_threads(config.runtime.threads)
     seed_everything(config.seed)
     network = build_network(config).to(device).to(memory_format=memory_format(config, device))
-    if config.mode in ("train", "both"):
+    if config.mode in ("train", "both") and config.train.steps != 0:
         with run.sole_use():
             run.claim()
             train(run, network, device, tracker)
@@ -107,14 +108,13 @@ def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) 
         return
     recipe = run.config.train
     images = load_split(run.config, "train").to(device)
-    task = build_training(run.config, network, images)
-    total_steps = recipe.total_steps(task.steps_per_epoch)
-    schedule = make_schedule(recipe.schedule.name, total_steps, **recipe.schedule.options)
+    plan = plan_training(run.config, network, images)
+    steps = plan.total_steps
     state = fit(
-        task,
+        plan.task,
         run.directory,
-        FitSettings(total_steps, schedule, recipe.log_every, recipe.checkpoint_seconds, run.config.runtime.progress),
-        notes={"commits": [run.commit], "dirty": run.dirty, "data_sha256": images.sha256, "total_steps": total_steps},
+        FitSettings(steps, plan.schedule, recipe.log_every, recipe.checkpoint_seconds, run.config.runtime.progress),
+        notes={"commits": [run.commit], "dirty": run.dirty, "data_sha256": images.sha256, "total_steps": steps},
         on_log=lambda scalars, step: tracker.log({f"train/{name}": value for name, value in scalars.items()}, step),
     )
     run.write_weights(network, state)
@@ -145,7 +145,7 @@ def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.devic
     record = make_record(run, network, weights, images, evaluation, seconds, device)
     copy = None if config.weights is not None else run.directory / "record.json"
     record = save_evaluation(Path(config.paths.results), record, _by_key(evaluation.outcomes), copy)
-    _track(tracker, record)
+    _track(tracker, record, *headline_metric(config))
     try:
         if record.table is not None:
             track_table(tracker, Path(config.paths.results), record.table)
@@ -158,7 +158,7 @@ def make_record(
     run: Run,
     network: nn.Module,
     weights: Weights,
-    images: LabelledImages,
+    images: Images,
     evaluation: Evaluation,
     seconds: float,
     device: torch.device,
@@ -178,7 +178,7 @@ def make_record(
             name: {saturation_key(s): value for s, value in by_s.items()} for name, by_s in evaluation.metrics.items()
         },
         n=evaluation.images,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=parameters_of_one(network),
         config=recorded,
         config_sha256=provenance.config_sha256(recorded),
         commit=run.commit,
@@ -188,7 +188,7 @@ def make_record(
         steps=facts["steps"],
         total_steps=facts["total_steps"],
         checkpoint_sha256=weights.sha256,
-        data_sha256={"train": facts["train_data_sha256"], images.split: images.sha256},
+        data_sha256=({"train": facts["train_data_sha256"]} if facts["steps"] else {}) | {images.split: images.sha256},
         environment=provenance.environment(device),
         train_seconds=facts["train_seconds"],
         evaluate_seconds=round(seconds, 1),
@@ -205,9 +205,9 @@ def recorded_settings(run: Run) -> dict[str, Any]:
     return recorded
 
 
-def _track(tracker: Tracker, record: Record) -> None:
-    """Show a record's metrics: a table with a row a saturation, and each metric's curve over the saturation."""
-    saturations = list(record.metrics["error_percent"])
+def _track(tracker: Tracker, record: Record, metric: str, unit: str) -> None:
+    """Show a record's metrics: a table with a row a saturation, and its first metric's curve over the saturation."""
+    saturations = list(record.metrics[metric])
     columns = ["experiment", "seed", "saturation", *record.metrics]
     tracker.table(
         "saturation_sweep",
@@ -217,9 +217,9 @@ def _track(tracker: Tracker, record: Record) -> None:
     tracker.curves(
         "error_over_saturation",
         [float(s) for s in saturations],
-        {record.experiment: list(record.metrics["error_percent"].values())},
+        {record.experiment: list(record.metrics[metric].values())},
         "saturation",
-        "Test error (%) over the saturation of the illuminant",
+        f"Test error ({unit}) over the saturation of the illuminant",
     )
 
 

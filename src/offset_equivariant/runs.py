@@ -29,9 +29,9 @@ class RunDirectoryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights to evaluate: the file, its digest, and how they came about."""
+    """Weights to evaluate: the file (None where nothing is learned), its digest, and how they came about."""
 
-    path: Path
+    path: Path | None
     sha256: str
     facts: Mapping[str, Any]
 
@@ -125,6 +125,8 @@ class Run:
             FileNotFoundError: if there are none.
             RunDirectoryError: if they were trained with other settings than the configuration's.
         """
+        if self.config.train.steps == 0:
+            return self._no_weights()
         path = self.weights_path if self.config.weights is None else Path(self.config.weights)
         if self.config.weights is None:
             state = self.saved_state(network)
@@ -139,6 +141,11 @@ class Run:
         facts = load_weights(network, path)
         _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
         return Weights(path, provenance.file_sha256(path), facts)
+
+    def _no_weights(self) -> Weights:
+        """What stands for the weights of a method that learns nothing."""
+        facts = {"steps": 0, "total_steps": 0, "commits": [], "dirty": False, "train_seconds": 0.0}
+        return Weights(None, "", facts)
 
 
 def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -24,9 +24,10 @@ class IlluminantImages:
         illuminants: float64 tensor of shape (N, 3), linear RGB of unit norm, strictly positive.
         names: a name of each image, all different.
         cameras: the camera of each image.
-        folds: int64 tensor of shape (N,): the fold in which each image is a test image.
+        folds: int64 tensor of shape (N,): the fold in which each image is a test image; -1 if it never is.
         sha256: fingerprint, see `fingerprint`. It is not computed again here.
         synthetic: whether the images were made up, so that no number measured on them is taken for a result.
+        split: what is measured on the test images: a result (``"test"``), or a choice (``"validation"``).
 
     Raises:
         IlluminantDataError: when shapes or types are not as above, or an image or an illuminant cannot be used.
@@ -40,6 +41,7 @@ class IlluminantImages:
     folds: Tensor
     sha256: str
     synthetic: bool
+    split: str = "test"
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)

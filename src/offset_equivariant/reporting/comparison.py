@@ -5,27 +5,51 @@ A table is a :class:`TableDescription`: to have another of the paper's tables, a
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offset_equivariant.data.nus import CAMERAS
 from offset_equivariant.reporting.paper import PaperValue, paper_value
 from offset_equivariant.reporting.records import Outcomes, Record, saturation_key
-from offset_equivariant.reporting.statistics import mean_and_std, paired_difference_interval, proportion_interval
+from offset_equivariant.reporting.statistics import (
+    mean_and_std,
+    median_interval,
+    paired_difference_interval,
+    paired_median_difference,
+    proportion_interval,
+)
 
 
 @dataclass(frozen=True)
 class RowDescription:
     """A row: its name in the records, its name for readers, and the paper's row that it is compared with.
 
-    ``footnote`` says what the comparison with the paper's row leaves out.
+    ``footnote`` says what the comparison with the paper's row leaves out, or what is special; ``curve`` whether the
+    table's figure shows it.
     """
 
     name: str
     title: str
     paper_row: str | None
     footnote: str = ""
+    curve: bool = True
+
+
+@dataclass(frozen=True)
+class Supplement:
+    """A further table of the same rows, under one saturation.
+
+    Attributes:
+        title: What it shows.
+        metrics: Title of each column -> metric of the records.
+        saturation: Of the test illuminant.
+    """
+
+    title: str
+    metrics: Mapping[str, str]
+    saturation: float
 
 
 @dataclass(frozen=True)
@@ -40,11 +64,15 @@ class TableDescription:
         unit: Unit of the metric and of the differences.
         decimals: Decimals shown.
         rows: The rows in order.
-        is_proportion: Whether the metric is a percentage of the test images, and so has a binomial interval.
-        outcome: Per-image outcome whose mean, times ``outcome_scale``, is the metric; None if there is none
-            (a median has none), and then no paired differences.
-        outcome_scale: See ``outcome``.
+        statistic: What the metric is of the per-image outcomes: a "proportion" in per cent, or their "median".
+        outcome: Per-image outcome that the metric summarises.
+        invariance: Metric that says by how much any image's outcome moves, and would be zero for an invariant network.
+        invariance_title: Its name for readers.
+        figure: Number of the figure that shows the metric over the saturation.
+        figure_top: Where that figure's axis ends, in ``unit``, unless a value at S = 0.9 or below needs more.
+        axis: Label of that axis.
         baseline: Row that the paired differences are taken to.
+        supplements: Further tables.
     """
 
     number: int
@@ -54,10 +82,15 @@ class TableDescription:
     unit: str
     decimals: int
     rows: tuple[RowDescription, ...]
-    is_proportion: bool = False
-    outcome: str | None = None
-    outcome_scale: float = 1.0
+    statistic: Literal["proportion", "median"]
+    outcome: str
+    invariance: str
+    invariance_title: str
+    figure: int
+    figure_top: float
+    axis: str
     baseline: str = "original"
+    supplements: tuple[Supplement, ...] = ()
 
 
 _OTHER_ALGORITHM = "The paper's preprocessing is another algorithm, quasi-unsupervised colour constancy."
@@ -79,11 +112,70 @@ TABLE1 = TableDescription(
         RowDescription("equivariant", "Equivariant", "equivariant"),
         RowDescription("equivariant_relative", "Equivariant, relative clipping (ours)", None),
     ),
-    is_proportion=True,
+    statistic="proportion",
     outcome="error",
-    outcome_scale=100.0,
+    invariance="posterior_change",
+    invariance_title="Largest change of any posterior, S ≤ 0.9",
+    figure=2,
+    figure_top=35.0,
+    axis="Test error (%)",
 )
-TABLES: tuple[TableDescription, ...] = (TABLE1,)
+_REPRODUCTION = "reproduction_error_degrees"
+_STATISTICS = {
+    "mean": f"mean_{_REPRODUCTION}",
+    "median": f"median_{_REPRODUCTION}",
+    "trimean": f"trimean_{_REPRODUCTION}",
+    "best 25 %": f"best_quarter_{_REPRODUCTION}",
+    "worst 25 %": f"worst_quarter_{_REPRODUCTION}",
+    "95th percentile": f"percentile_95_{_REPRODUCTION}",
+    "median recovery error": "median_recovery_error_degrees",
+    "median, Finlayson's ratio": "median_reproduction_error_finlayson_degrees",
+}
+_UNSEEN = "Each camera is tested by a network that never saw it; those of the other rows have seen all cameras."
+TABLE3 = TableDescription(
+    number=3,
+    title="Color Cerberus on NUS, median reproduction angular error (°)",
+    dataset="nus",
+    metric=f"median_{_REPRODUCTION}",
+    unit="°",
+    decimals=2,
+    rows=(
+        RowDescription("original", "Original", "original"),
+        RowDescription("equivariant", "Equivariant", "equivariant"),
+        RowDescription("equivariant_filled", "Equivariant, unlit pixels filled (ours)", None),
+        RowDescription("grey_world", "Grey-world", None),
+        RowDescription("max_rgb", "Max-RGB", None),
+        RowDescription("shades_of_grey", "Shades-of-grey", None),
+        RowDescription("grey_edge", "Grey-edge, first order", None),
+        RowDescription("original_unseen_camera", "Original, unseen camera", None, _UNSEEN, curve=False),
+        RowDescription("equivariant_unseen_camera", "Equivariant, unseen camera", None, _UNSEEN, curve=False),
+        RowDescription(
+            "equivariant_filled_unseen_camera", "Equivariant, filled, unseen camera", None, _UNSEEN, curve=False
+        ),
+    ),
+    statistic="median",
+    outcome=_REPRODUCTION,
+    invariance="reproduction_error_change_degrees",
+    invariance_title="Largest change of any image's error, S ≤ 0.9",
+    figure=5,
+    figure_top=35.0,
+    axis="Median reproduction angular error (°)",
+    supplements=(
+        Supplement("Other statistics of the same errors (°)", _STATISTICS, 0.0),
+        Supplement("Other statistics of the same errors (°)", _STATISTICS, 0.9),
+        Supplement(
+            "Median reproduction angular error by camera (°)",
+            {camera: f"median_{_REPRODUCTION}_{camera}" for camera in CAMERAS},
+            0.0,
+        ),
+        Supplement(
+            "Median reproduction angular error by test fold (°); the first fold's images did not choose the recipe",
+            {f"fold {fold + 1}": f"median_{_REPRODUCTION}_fold{fold}" for fold in range(3)},
+            0.0,
+        ),
+    ),
+)
+TABLES: tuple[TableDescription, ...] = (TABLE1, TABLE3)
 
 
 @dataclass(frozen=True)
@@ -111,13 +203,14 @@ class Cell:
 class TableRow:
     """One line: the seeds of one experiment (no records: not run), its cells, and its measured invariance.
 
-    ``posterior_change`` is the largest change of any posterior over saturations up to 0.9, None if not measured.
+    ``invariance`` is the largest value of the table's ``invariance`` metric over saturations up to 0.9, None if not
+    measured.
     """
 
     description: RowDescription
     records: tuple[Record, ...]
     cells: tuple[Cell, ...]
-    posterior_change: float | None
+    invariance: float | None
 
 
 @dataclass(frozen=True)
@@ -204,7 +297,7 @@ def build_table(
         changes = [
             change
             for record in group
-            for saturation, change in record.metrics.get("posterior_change", {}).items()
+            for saturation, change in record.metrics.get(description.invariance, {}).items()
             if float(saturation) <= 0.9
         ]
         rows.append(TableRow(row, group, cells, max(changes, default=None)))
@@ -225,7 +318,8 @@ def _comparable(baseline: tuple[Record, ...], group: tuple[Record, ...]) -> bool
     if not baseline or not group:
         return False
     a, b = baseline[0], group[0]
-    return all(getattr(a, name) == getattr(b, name) for name in ("dataset", "preset", "n", "data_sha256"))
+    digests = [{split: digest for split, digest in r.data_sha256.items() if split != "train"} for r in (a, b)]
+    return digests[0] == digests[1] and (a.dataset, a.preset, a.n) == (b.dataset, b.preset, b.n)
 
 
 def _cell(
@@ -247,10 +341,20 @@ def _cell(
         return Cell(saturation, paper, None, None, None, None)
     ours, std = mean_and_std(measured)
     interval = None
-    if description.is_proportion and len(group) == 1:
-        low, high = proportion_interval(round(ours / 100 * group[0].n), group[0].n)
-        interval = (100 * low, 100 * high)
+    if len(group) == 1:
+        interval = _interval(description, group[0], ours, outcomes.get((group[0].experiment, group[0].seed), {}), key)
     return Cell(saturation, paper, ours, std, interval, _paired(description, group, baseline, key, outcomes))
+
+
+def _interval(
+    description: TableDescription, record: Record, value: float, outcomes: Outcomes, key: str
+) -> tuple[float, float] | None:
+    """95 % interval over the test images; None without outcomes, where it needs them."""
+    if description.statistic == "proportion":
+        low, high = proportion_interval(round(value / 100 * record.n), record.n)
+        return 100 * low, 100 * high
+    values = outcomes.get(description.outcome, {}).get(key)
+    return None if values is None else median_interval(values)
 
 
 def _paired(
@@ -260,15 +364,18 @@ def _paired(
     key: str,
     outcomes: Mapping[tuple[str, int], Outcomes],
 ) -> tuple[float, float, float] | None:
-    """Difference to the baseline, per image averaged over the seeds that both have; None without outcomes."""
+    """Difference to the baseline on the same images, over the seeds that both have; None without outcomes."""
 
     def of(record: Record) -> NDArray[Any] | None:
-        return outcomes.get((record.experiment, record.seed), {}).get(description.outcome or "", {}).get(key)
+        return outcomes.get((record.experiment, record.seed), {}).get(description.outcome, {}).get(key)
 
+    untrained = all(record.total_steps == 0 for record in group)  # has one seed, and would have no other outcome
     theirs = {record.seed: of(record) for record in baseline}
-    pairs = [(mine, theirs.get(r.seed)) for r in group if (mine := of(r)) is not None]
-    both = [(a, b) for a, b in pairs if b is not None]
+    pairs = [(of(r), theirs[seed]) for r in group for seed in theirs if untrained or seed == r.seed]
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
     if not both:
         return None
-    first, second = (np.mean([pair[i] for pair in both], axis=0) * description.outcome_scale for i in (0, 1))
-    return paired_difference_interval(first, second)
+    first, second = (np.stack([pair[i] for pair in both]) for i in (0, 1))
+    if description.statistic == "median":
+        return paired_median_difference(first, second)
+    return paired_difference_interval(100 * first.mean(0), 100 * second.mean(0))

@@ -1,4 +1,4 @@
-"""Figures, drawn from records: error rates over saturation (Figure 2) and example predictions (Figure 3).
+"""Figures, drawn from records: a table's metric over the saturation (Figures 2 and 5), and examples (Figures 3 and 6).
 
 Drawn with matplotlib's object interface: no display, no global state.
 """
@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from offset_equivariant.reporting.comparison import TABLE1, group_records
+from offset_equivariant.reporting.comparison import TABLE1, TABLE3, TABLES, TableDescription, group_records
+from offset_equivariant.reporting.corrections import figure6, read_corrections
 from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel
 from offset_equivariant.reporting.records import Record, find_records
@@ -32,15 +33,19 @@ _STYLES = {
     "augmentation": ("#009E73", "s"),
     "equivariant": ("#0072B2", "P"),
     "equivariant_relative": ("#56B4E9", "X"),
+    "equivariant_filled": ("#56B4E9", "X"),
+    "grey_world": ("#999999", "v"),
+    "shades_of_grey": ("#CC79A7", "^"),
+    "max_rgb": ("#E69F00", "D"),
+    "grey_edge": ("#009E73", "s"),
 }
 _LINES = ("-", "--", ":", "-.")
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markersize": 10, "markeredgewidth": 1.4, "linestyle": "none"}
-_TOP = 35.0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve of Figure 2: error rates (%) over saturation, of all seeds of one row, preset and data set.
+    """One curve: a table's metric over saturation, of all seeds of one row, preset and data set.
 
     ``paper`` holds the paper's values of the row by saturation; ``line`` numbers the curves of one row.
     """
@@ -55,23 +60,25 @@ class Curve:
     line: int
 
 
-def figure2_curves(records: Iterable[Record]) -> list[Curve]:
-    """Gather the curves of Figure 2 from the records of Table 1; rows without records come without points."""
-    groups = group_records(TABLE1, records)
+def table_curves(description: TableDescription, records: Iterable[Record]) -> list[Curve]:
+    """Gather the curves of a table's figure from its records; rows without records come without points."""
+    groups = [(row, group) for row, group in group_records(description, records) if row.curve]
     one_preset = len({record.preset for _, group in groups for record in group}) == 1
     curves = []
     for _, same_row in groupby(groups, key=lambda line: line[0].name):
         for index, (row, group) in enumerate(same_row):
-            by_seed = [record.metrics.get(TABLE1.metric, {}) for record in group]
+            by_seed = [record.metrics.get(description.metric, {}) for record in group]
             keys = sorted(set.intersection(*map(set, by_seed)), key=float) if by_seed else []
             spread = [mean_and_std([values[key] for values in by_seed]) for key in keys]
             marks = [group[0].preset] if group and not one_preset else []
-            if group and group[0].dataset != TABLE1.dataset:
+            if group and group[0].dataset != description.dataset:
                 marks.append(f"on {group[0].dataset}")
             marks += dict.fromkeys(flag for record in group for flag in record.flags)
             paper = {}
             if row.paper_row and not row.footnote and index == 0:  # the paper's own algorithm, and once
-                values = {s: paper_value(1, row.paper_row, TABLE1.metric, s) for s in (0.0, 0.5, 0.9)}
+                values = {
+                    s: paper_value(description.number, row.paper_row, description.metric, s) for s in (0.0, 0.5, 0.9)
+                }
                 paper = {s: value.value for s, value in values.items() if value}
             curves.append(
                 Curve(
@@ -88,12 +95,12 @@ def figure2_curves(records: Iterable[Record]) -> list[Curve]:
     return curves
 
 
-def figure2_csv(records: Iterable[Record]) -> str:
-    """Return the source data of Figure 2 as CSV: one line per curve and saturation, error rates in per cent."""
+def curves_csv(description: TableDescription, records: Iterable[Record]) -> str:
+    """Return the source data of a table's figure as CSV: one line per curve and saturation, in the table's unit."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "experiment", "dataset", "preset", "seeds", "saturation", "mean", "std", "paper"])
-    for curve in figure2_curves(records):
+    for curve in table_curves(description, records):
         if not curve.records:
             continue
         first = curve.records[0]
@@ -105,16 +112,26 @@ def figure2_csv(records: Iterable[Record]) -> str:
 
 
 def figure2(records: Iterable[Record]) -> Figure:
-    """Draw Figure 2: error rate over the saturation of the test illuminant, for every strategy of Table 1.
+    """Draw Figure 2: error rate over the saturation of the test illuminant, for every strategy of Table 1."""
+    return curves_figure(TABLE1, records)
 
-    Bands are ± one standard deviation over seeds; hollow markers are the paper's values. As in the paper the axis ends
-    at 35 % (or where S = 0.9 needs it): what lies beyond is written beside it.
+
+def figure5(records: Iterable[Record]) -> Figure:
+    """Draw Figure 5: median angular error over the saturation of the test illuminant, for the rows of Table 3."""
+    return curves_figure(TABLE3, records)
+
+
+def curves_figure(description: TableDescription, records: Iterable[Record]) -> Figure:
+    """Draw a table's metric over the saturation of the test illuminant.
+
+    Bands are ± one standard deviation over seeds; hollow markers are the paper's values. The axis ends where the
+    description says (or where S = 0.9 needs it): what lies beyond is written beside it.
     """
-    curves = figure2_curves(records)
+    curves = table_curves(description, records)
     figure = Figure(figsize=(9.0, 4.6), layout="constrained")
     axes = figure.subplots()
     shown = [mean for c in curves for s, mean in zip(c.saturations, c.means, strict=True) if s <= 0.9]
-    top = max([_TOP, *(1.05 * mean for mean in shown)])
+    top = max([description.figure_top, *(1.05 * mean for mean in shown)])
     handles, beyond = [], []
     for curve in curves:
         colour, marker = _STYLES[curve.row]
@@ -128,14 +145,14 @@ def figure2(records: Iterable[Record]) -> Figure:
         if curve.paper:
             axes.plot(list(curve.paper), list(curve.paper.values()), color=colour, marker=marker, zorder=4, **_HOLLOW)
     handles.append(Line2D([], [], color="black", marker="o", label="Paper (hollow markers)", **_HOLLOW))
-    axes.set(xlim=(-0.02, 1.02), ylim=(0.0, top), xlabel="Saturation of the illuminant, S", ylabel="Test error (%)")
+    axes.set(xlim=(-0.02, 1.02), ylim=(0.0, top), xlabel="Saturation of the illuminant, S", ylabel=description.axis)
     axes.set_xticks([tick / 10 for tick in range(11)])
     axes.grid(color="0.88")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     if beyond:
-        note = [Line2D([], [], linestyle="none", label=line) for line in _beyond(beyond)]
+        note = [Line2D([], [], linestyle="none", label=line) for line in _beyond(beyond, description.unit)]
         legend = {"handlelength": 0, "handletextpad": 0, "labelcolor": "0.3", "labelspacing": 0.25}
         figure.legend(handles=note, loc="outside right lower", frameon=False, fontsize=8.5, **legend)
     return figure
@@ -160,15 +177,20 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 def render_figures(results: Path) -> list[Path]:
     """Draw every figure whose data ``results`` holds into ``results``/figures, and return the paths.
 
-    Figure 2 comes from the records of Table 1, with its source data as CSV beside it; Figure 3 from ``figure3.npz``.
+    Figures 2 and 5 come from the records of Tables 1 and 3, with their source data as CSV beside them; Figures 3 and 6
+    from ``figure3.npz`` and ``figure6.npz``.
     """
     folder, paths = results / "figures", []
-    if records := find_records(results, table=1):
-        paths += save_figure(figure2(records), folder / "figure2")
-        replace_file(folder / "figure2.csv", figure2_csv(records).encode())
-        paths.append(folder / "figure2.csv")
+    for description in TABLES:
+        if records := find_records(results, description.number):
+            stem = folder / f"figure{description.figure}"
+            paths += save_figure(curves_figure(description, records), stem)
+            replace_file(stem.with_suffix(".csv"), curves_csv(description, records).encode())
+            paths.append(stem.with_suffix(".csv"))
     if (panel := folder / "figure3.npz").exists():
         paths += save_figure(figure3(read_panel(panel)), folder / "figure3")
+    if (panel := folder / "figure6.npz").exists():
+        paths += save_figure(figure6(read_corrections(panel)), folder / "figure6")
     return paths
 
 
@@ -193,8 +215,8 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, marker: str) -> Line2D:
     return line
 
 
-def _beyond(points: Sequence[tuple[float, str]]) -> list[str]:
+def _beyond(points: Sequence[tuple[float, str]], unit: str) -> list[str]:
     lines = []
     for saturation in sorted({s for s, _ in points}):
-        lines += [f"Beyond the axis, at S = {saturation} (%):", *(text for s, text in points if s == saturation)]
+        lines += [f"Beyond the axis, at S = {saturation} ({unit}):", *(text for s, text in points if s == saturation)]
     return lines

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from offset_equivariant.reporting.comparison import find_table
-from offset_equivariant.reporting.figures import figure2_curves
+from offset_equivariant.reporting.figures import table_curves
 from offset_equivariant.reporting.records import find_records, load_outcomes
-from offset_equivariant.reporting.tables import TABLE1, build_table, tabulate
+from offset_equivariant.reporting.tables import build_table, tabulate
 from offset_equivariant.reporting.tracking import Tracker
 
 
 def track_table(tracker: Tracker, results: Path, number: int) -> None:
-    """Log ``table<number>`` of the records in ``results``, and for Table 1 the curves of Figure 2.
+    """Log ``table<number>`` of the records in ``results``, and the curves of its figure.
 
     Curves are drawn over the saturations that all of them have.
 
@@ -23,8 +23,9 @@ def track_table(tracker: Tracker, results: Path, number: int) -> None:
     records = find_records(results, number)
     table = build_table(description, records, outcomes=load_outcomes(results, records))
     tracker.table(f"table{number}", *tabulate(table))
-    curves = [curve for curve in figure2_curves(records) if curve.records] if description is TABLE1 else []
+    curves = [curve for curve in table_curves(description, records) if curve.records]
     shared = sorted(set.intersection(*(set(curve.saturations) for curve in curves))) if curves else []
     if shared:
         lines = {c.title: [m for s, m in zip(c.saturations, c.means, strict=True) if s in shared] for c in curves}
-        tracker.curves("figure2", shared, lines, "saturation", "Test error (%) over the saturation of the illuminant")
+        title = f"{description.axis} over the saturation of the illuminant"
+        tracker.curves(f"figure{description.figure}", shared, lines, "saturation", title)

@@ -5,12 +5,15 @@ What the tables show is gathered in :mod:`~offset_equivariant.reporting.comparis
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from offset_equivariant.reporting.comparison import (
     TABLE1,
+    TABLE3,
     TABLES,
     Cell,
+    Supplement,
     Table,
     TableDescription,
     TableRow,
@@ -24,8 +27,10 @@ __all__ = [
     "README_BEGIN",
     "README_END",
     "TABLE1",
+    "TABLE3",
     "TABLES",
     "Cell",
+    "Supplement",
     "Table",
     "TableDescription",
     "TableRow",
@@ -47,7 +52,7 @@ README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
 def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | None]]]:
     """Return column names and rows of unformatted values, as the CSV file and a tracker's table show them."""
     columns = ["strategy", "row", "experiment", "dataset", "preset", "seeds", "training_commits", "marks", "n"]
-    columns += ["parameters_paper", "parameters_ours", "posterior_change"]
+    columns += ["parameters_paper", "parameters_ours", table.description.invariance]
     for s in table.saturations:
         kinds = ("paper", "ours", "std", "low", "high", "difference", "minus_baseline", "paired_low", "paired_high")
         columns += [f"S{saturation_key(s)}_{kind}" for kind in kinds]
@@ -60,7 +65,7 @@ def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | Non
         values += [
             next((c.paper.parameters for c in row.cells if c.paper), None),
             first.parameters if first else None,
-            row.posterior_change,
+            row.invariance,
         ]
         for cell in row.cells:
             values += [cell.paper.value if cell.paper else None, cell.ours, cell.std]
@@ -87,7 +92,7 @@ def render_markdown(table: Table, heading: str = "#") -> str:
     for s in table.saturations:
         header += [f"S = {saturation_key(s)}: paper", "ours", "difference"]
     lines = [[*header, "Weights: preset, seed, commit"]]
-    invariance = [["Strategy", "Largest change of any posterior, S ≤ 0.9"]]
+    invariance = [["Strategy", description.invariance_title]]
     baseline = next(row.title for row in description.rows if row.name == description.baseline)
     invariance[0] += [f"Minus {baseline}, S = {saturation_key(s)}" for s in table.saturations]
     for row in table.rows:
@@ -101,8 +106,8 @@ def render_markdown(table: Table, heading: str = "#") -> str:
         line = [title, _count(_paper_parameters(table, row)), _count(row.records[0].parameters)]
         for cell in row.cells:
             line += [cell.paper.printed if cell.paper else "–", _ours(cell, digits), _difference(cell)]
-        lines.append([*line, f"{row.records[0].preset}, {_seeds(row)}, {_commits(row)}"])
-        change = "–" if row.posterior_change is None else f"{row.posterior_change:.2g}"
+        lines.append([*line, _weights(row)])
+        change = "–" if row.invariance is None else f"{row.invariance:.2g}"
         invariance.append([title, change, *(_interval(cell.paired, f"+.{digits}f") for cell in row.cells)])
     blocks = [f"{heading} Table {description.number}: {description.title}", _markdown_rows(lines)]
     blocks += [f"{_superscript(i)} {note}" for i, note in enumerate(notes)]
@@ -111,6 +116,7 @@ def render_markdown(table: Table, heading: str = "#") -> str:
         blocks += ["Invariance, and paired differences on the same images under the same illuminants "
                    f"({'percentage points' if description.unit == '%' else description.unit}, 95 % interval):",
                    _markdown_rows(invariance)]  # fmt: skip
+    blocks += [block for supplement in description.supplements for block in _supplement(table, supplement, notes)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -177,6 +183,35 @@ def _tables(results: Path) -> list[Table]:
     return tables
 
 
+def _supplement(table: Table, supplement: Supplement, notes: list[str]) -> list[str]:
+    """A further table of the rows that have its metrics; nothing where none has."""
+    key = saturation_key(supplement.saturation)
+    lines = []
+    for row in table.rows:
+        values = [
+            [record.metrics.get(metric, {}).get(key) for record in row.records]
+            for metric in supplement.metrics.values()
+        ]
+        if row.records and any(None not in of_seeds for of_seeds in values):
+            shown = [_mean(of_seeds, table.description.decimals) for of_seeds in values]
+            lines.append([_strategy(table, row, notes), *shown])
+    if not lines:
+        return []
+    return [f"{supplement.title}, S = {key}:", _markdown_rows([["Strategy", *supplement.metrics], *lines])]
+
+
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.{digits}f}" if len(known) == len(values) else "–"
+
+
+def _weights(row: TableRow) -> str:
+    """Where the weights come from; nothing for a method that learns nothing."""
+    if row.records[0].total_steps == 0:
+        return "–"
+    return f"{row.records[0].preset}, {_seeds(row)}, {_commits(row)}"
+
+
 def _paper_parameters(table: Table, row: TableRow) -> str | None:
     return next((cell.paper.printed_parameters for cell in row.cells if cell.paper), None)
 
@@ -234,7 +269,7 @@ def _superscript(index: int) -> str:
 
 def _explanation(table: Table) -> str:
     counts = " or ".join(f"{n:,}" for n in sorted({record.n for row in table.rows for record in row.records}))
-    spread = "[ ]: 95 % interval over the test images; " if table.description.is_proportion else ""
+    spread = "[ ]: 95 % interval over the test images; "
     return (
         f"S: saturation of the test illuminant. {counts} test images. {spread}±: standard deviation over seeds. "
         "Difference: ours minus the paper's."

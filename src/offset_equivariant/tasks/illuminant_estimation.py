@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from offset_equivariant.color.angular_error import angle_to_neutral, recovery_angular_error, reproduction_angular_error
+from offset_equivariant.color.constancy import BALANCING_METHODS
 from offset_equivariant.color.illuminants import apply_illuminant
 from offset_equivariant.color.log_rgb import log_rgb_to_linear
 from offset_equivariant.color.representation import Representation
@@ -20,6 +22,7 @@ from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.data.illuminant_images import IlluminantImages
 from offset_equivariant.nn.constraint import project_
 from offset_equivariant.reporting.statistics import STATISTICS
+from offset_equivariant.training.cross_validation import CrossValidated
 
 #: Share of its largest component that every component of an illuminant has at least, where an error is measured: the
 #: reproduction error divides by the true light, and a fully saturated one has a zero.
@@ -36,6 +39,24 @@ def decode_estimate(representation: Representation, outputs: Tensor) -> Tensor:
         return outputs
     mean, std = (outputs.new_tensor(values) for values in (representation.mean, representation.std))
     return log_rgb_to_linear(outputs * std + mean)
+
+
+def random_crops(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """Show of each square image ``(N, C, S, S)`` a random square, enlarged to the image's size.
+
+    Its side is uniform between ``smallest`` and 1 times the image's. Each pixel is the nearest one: a mean of a pixel
+    without light and one with would be of no surface.
+    """
+    count, _, size, _ = images.shape
+    share, top, left = torch.rand(3, count, generator=generator, dtype=torch.float64)
+    side = (smallest + (1 - smallest) * share) * size
+    steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    rows, columns = (
+        (start[:, None] * (size - side)[:, None] + steps * side[:, None]).long().to(images.device)
+        for start in (top, left)
+    )
+    number = torch.arange(count, device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def random_flips_and_transpositions(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -56,6 +77,10 @@ class EstimationTraining:
         representation: what the network is shown of a linear image.
         batch_size: images a step.
         seed: of the images' order and orientation.
+        flip: whether images are shown in random orientations.
+        smallest_crop: see :func:`random_crops`; None for whole images.
+        channels_last: memory format of the batches.
+        forward: the network as it is called, where that is compiled.
     """
 
     def __init__(
@@ -67,10 +92,18 @@ class EstimationTraining:
         *,
         batch_size: int,
         seed: int,
+        flip: bool = True,
+        smallest_crop: float | None = None,
+        channels_last: bool = False,
+        forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
         self.batch_size = batch_size
+        self._forward = network if forward is None else forward
+        self._flip = flip
+        self._smallest_crop = smallest_crop
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._order = EpochOrder(len(images), batch_size, seed)
         self._seed = seed
         self._images = images.images
@@ -91,12 +124,16 @@ class EstimationTraining:
     def training_step(self, step: int, learning_rate_factor: float) -> dict[str, Tensor]:
         """Take one step; return the batch's mean error as ``loss``, in degrees."""
         indices = self._order.indices(step).to(self._images.device)
-        generator = step_generator(self._seed, step, stream=1)
-        inputs = self._representation(random_flips_and_transpositions(self._images[indices], generator))
+        images = self._images[indices]
+        if self._flip:
+            images = random_flips_and_transpositions(images, step_generator(self._seed, step, stream=1))
+        if self._smallest_crop is not None:
+            images = random_crops(images, self._smallest_crop, step_generator(self._seed, step, stream=2))
+        inputs = self._representation(images).contiguous(memory_format=self._memory_format)
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * learning_rate_factor
         self.network.train()
-        estimate = decode_estimate(self._representation, self.network(inputs))
+        estimate = decode_estimate(self._representation, self._forward(inputs))
         loss = angle_to_neutral(estimate / self._truth[indices]).mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -105,67 +142,122 @@ class EstimationTraining:
         return {"loss": loss.detach()}
 
 
+#: From linear images ``(N, 3, S, S)``, and the fold of each ``(N,)``, to illuminants ``(N, 3)``, linear RGB, any norm.
+Estimator = Callable[[Tensor, Tensor], Tensor]
+
+#: The errors that are measured, in degrees: Eq. 29, Finlayson et al.'s truth over estimate, and the angle between the
+#: illuminants themselves.
+ERRORS = ("reproduction_error_degrees", "reproduction_error_finlayson_degrees", "recovery_error_degrees")
+#: Largest change of an image's error from that without an illuminant: zero for an equivariant estimator.
+CHANGE = "reproduction_error_change_degrees"
+
+
 @dataclass(frozen=True)
 class _OpenBatch:
-    """Test images on their way through the sweep: linear RGB, and the light that was in the scene."""
+    """Test images on their way through the sweep: linear RGB, fold, the light in the scene, and the error in it."""
 
     linear: Tensor
+    folds: Tensor
     truth: Tensor
+    reference: Tensor
 
 
 class EstimationEvaluation:
     """Angular errors under a given illuminant (Section 4.2.1), for :func:`offset_equivariant.evaluation.sweep.sweep`.
 
-    The image is multiplied by the illuminant, and so is the truth. Per image, in degrees: ``reproduction_error``
-    (Eq. 29), ``reproduction_error_finlayson`` (the truth over the estimate, as Finlayson et al. define it) and
-    ``recovery_error``. Components of an estimate or of a truth below 1e-6 of its largest are taken as that; an estimate
-    without a positive component, which an ordinary network may give, says nothing and counts as grey.
+    The image is multiplied by the illuminant, and so is the truth. Components of an estimate or of a truth below 1e-6
+    of its largest are taken as that; an estimate without a positive component, which an ordinary network may give, says
+    nothing and counts as grey.
+
+    ``summaries`` has every statistic of each of ``ERRORS``, the median reproduction error of every camera and fold,
+    and the largest ``CHANGE``.
 
     Args:
-        estimator: linear images ``(N, 3, S, S)`` to illuminants ``(N, 3)``, linear RGB of any norm: a network behind
-            :func:`network_estimator`, or a method of :data:`offset_equivariant.color.BALANCING_METHODS`.
+        estimator: see ``Estimator``.
         images: the test images, on the device.
     """
 
-    #: metric -> the outcome it summarises, and how: every statistic of every error.
-    summaries: Mapping[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = {
-        f"{statistic}_{outcome}": (outcome, summarise)
-        for outcome in ("reproduction_error", "reproduction_error_finlayson", "recovery_error")
-        for statistic, summarise in STATISTICS.items()
-    }
     #: Outcomes whose per-image values are kept beside the record.
-    kept_outcomes: tuple[str, ...] = ("reproduction_error", "recovery_error")
+    kept_outcomes: tuple[str, ...] = ("reproduction_error_degrees", "recovery_error_degrees")
 
-    def __init__(self, estimator: Callable[[Tensor], Tensor], images: IlluminantImages) -> None:
+    def __init__(self, estimator: Estimator, images: IlluminantImages) -> None:
         self.images = len(images)
         self._estimator = estimator
         self._data = images
+        self.summaries: dict[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = {
+            f"{statistic}_{error}": (error, summarise)
+            for error in ERRORS
+            for statistic, summarise in STATISTICS.items()
+        }
+        parts = {camera: np.array(images.cameras) == camera for camera in sorted(set(images.cameras))}
+        parts |= {f"fold{fold}": images.folds.numpy() == fold for fold in sorted(set(images.folds.tolist()))}
+        for name, chosen in parts.items():
+            self.summaries[f"median_{ERRORS[0]}_{name}"] = (ERRORS[0], partial(_median_of, chosen))
+        self.summaries[CHANGE] = (CHANGE, _largest)
 
     def open_batch(self, indices: Tensor) -> _OpenBatch:
-        """Look up images and their illuminants."""
-        return _OpenBatch(self._data.images[indices.to(self._data.images.device)], self._data.illuminants[indices])
+        """Look up images and their illuminants, and measure the error in the light as it was."""
+        linear = self._data.images[indices.to(self._data.images.device)]
+        batch = _OpenBatch(linear, self._data.folds[indices], self._data.illuminants[indices], torch.empty(0))
+        return replace(batch, reference=self._errors(batch, torch.ones(len(indices), 3))[ERRORS[0]])
 
-    @torch.no_grad()
     def measure(self, batch: _OpenBatch, illuminants: Tensor) -> dict[str, Tensor]:
         """Return the outcomes of each image under its illuminant, ``(N, 3)``, linear RGB."""
-        estimate = _as_light(self._estimator(apply_illuminant(batch.linear, illuminants)).cpu().double())
+        errors = self._errors(batch, illuminants)
+        outcomes = errors | {CHANGE: (errors[ERRORS[0]] - batch.reference).abs()}
+        return {name: degrees.float() for name, degrees in outcomes.items()}
+
+    @torch.no_grad()
+    def _errors(self, batch: _OpenBatch, illuminants: Tensor) -> dict[str, Tensor]:
+        """In double precision, on the CPU."""
+        estimate = self._estimator(apply_illuminant(batch.linear, illuminants), batch.folds)
+        estimate = _as_light(estimate.cpu().double())
         truth = _as_light(batch.truth * illuminants.cpu().double())
-        errors = {
-            "reproduction_error": reproduction_angular_error(estimate, truth),
-            "reproduction_error_finlayson": reproduction_angular_error(estimate, truth, ratio="truth_over_estimate"),
-            "recovery_error": recovery_angular_error(estimate, truth),
-        }
-        return {name: degrees.float() for name, degrees in errors.items()}
+        values = (
+            reproduction_angular_error(estimate, truth),
+            reproduction_angular_error(estimate, truth, ratio="truth_over_estimate"),
+            recovery_angular_error(estimate, truth),
+        )
+        return dict(zip(ERRORS, values, strict=True))
 
 
-def network_estimator(network: nn.Module, representation: Representation) -> Callable[[Tensor], Tensor]:
-    """Return the function from linear images to illuminants that a network is, in evaluation mode."""
+def _median_of(chosen: npt.NDArray[np.bool_], errors: npt.NDArray[Any]) -> float:
+    return STATISTICS["median"](errors[chosen])
+
+
+def _largest(changes: npt.NDArray[Any]) -> float:
+    return float(changes.max())
+
+
+def network_estimator(network: nn.Module, representation: Representation) -> Estimator:
+    """Return the estimator that a network is, in evaluation mode.
+
+    A cross-validated network (:class:`~offset_equivariant.training.cross_validation.CrossValidated`) is told each
+    image's fold.
+    """
     return partial(_estimate, network, representation)
 
 
-def _estimate(network: nn.Module, representation: Representation, linear: Tensor) -> Tensor:
+def _estimate(network: nn.Module, representation: Representation, linear: Tensor, folds: Tensor) -> Tensor:
     network.eval()
-    return decode_estimate(representation, network(representation(linear)))
+    inputs = representation(linear)
+    outputs = network(inputs, folds) if isinstance(network, CrossValidated) else network(inputs)
+    return decode_estimate(representation, outputs)
+
+
+def statistical_estimator(method: str) -> Estimator:
+    """Return a method of :data:`offset_equivariant.color.BALANCING_METHODS`, which learns nothing.
+
+    Raises:
+        ValueError: for another name, listing the valid ones.
+    """
+    if method not in BALANCING_METHODS:
+        raise ValueError(f"method {method!r} is not one of {', '.join(BALANCING_METHODS)}")
+    return partial(_statistics, method)
+
+
+def _statistics(method: str, linear: Tensor, folds: Tensor) -> Tensor:
+    return BALANCING_METHODS[method](linear)
 
 
 def _as_light(illuminants: Tensor) -> Tensor:

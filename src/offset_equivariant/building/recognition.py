@@ -1,4 +1,4 @@
-"""From a checked configuration to networks, data and tasks."""
+"""Building image recognition (Section 4.1): ResNets on data sets of labelled sRGB images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offset_equivariant.color import BALANCING_METHODS, ColorJitter, balance, make_clipping
-from offset_equivariant.color.representation import Representation
+from offset_equivariant.building.common import (
+    PlannedTraining,
+    build_family,
+    build_optimizer,
+    build_representation,
+    build_schedule,
+)
+from offset_equivariant.color import BALANCING_METHODS, ColorJitter, balance
 from offset_equivariant.config import ConfigError, ExperimentConfig, JitterConfig, check_arguments
 from offset_equivariant.data import (
     NO_OPTIONS,
@@ -21,78 +27,46 @@ from offset_equivariant.data import (
     options_of,
 )
 from offset_equivariant.models.resnet import CifarResNet
-from offset_equivariant.nn.families import FAMILIES
 from offset_equivariant.performance.settings import CompiledOrEager, Setting, fastest_setting
 from offset_equivariant.provenance import repository_root
-from offset_equivariant.reporting.comparison import find_row
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionEvaluation, RecognitionTraining
-from offset_equivariant.training.schedules import SCHEDULES, make_schedule
+
+HEADLINE = ("error_percent", "%")
 
 
 def build_network(config: ExperimentConfig) -> nn.Module:
     """Build the network with its initial weights, drawn from torch's global generator."""
-    family = FAMILIES[config.model.family](**config.model.family_options)
     depth = int(config.model.architecture.removeprefix("resnet"))
-    return CifarResNet(depth, config.dataset.classes, family)
+    assert config.dataset.classes is not None
+    return CifarResNet(depth, config.dataset.classes, build_family(config))
 
 
 def build_pipeline(config: ExperimentConfig) -> InputPipeline:
     """Build the conversion from linear RGB to the network's input."""
-    settings = config.model.representation
-    statistics = config.dataset.statistics[settings.statistics]
-    clipping = None if settings.clipping is None else make_clipping(settings.clipping, **settings.clipping_options)
-    _require_one_scale_a_group(config)
-    representation = Representation(settings.space, tuple(statistics["mean"]), tuple(statistics["std"]), clipping)
+    representation = build_representation(config)
     if config.strategy.balancing is None:
         return InputPipeline(representation)
     return InputPipeline(representation, partial(_balanced, method=config.strategy.balancing))
-
-
-def _require_one_scale_a_group(config: ExperimentConfig) -> None:
-    """Channels of one offset group must be divided by the same number: otherwise one offset becomes several."""
-    groups = config.model.family_options.get("offset_groups")
-    std = config.dataset.statistics[config.model.representation.statistics]["std"]
-    if groups and len(std) % groups == 0:
-        size = len(std) // groups
-        if any(len(set(std[first : first + size])) > 1 for first in range(0, len(std), size)):
-            raise ValueError(
-                f"with offset_groups = {groups}, the std {std} divides one group's channels by different numbers, and "
-                f"the network is not invariant; give statistics {config.model.representation.statistics!r} with one "
-                "std a group"
-            )
 
 
 def _balanced(linear: Tensor, method: str) -> Tensor:
     return balance(linear, BALANCING_METHODS[method](linear))
 
 
-def check_components(config: ExperimentConfig) -> None:
-    """Build whatever needs no data, and throw it away: a wrong option shows before any work.
-
-    Raises:
-        ConfigError: names the group of settings, and says what is wrong with it.
-    """
-    schedule, jitter = config.train.schedule, config.strategy.jitter
-    family = FAMILIES[config.model.family]
-    check_arguments(family, config.model.family_options, "model.family_options")
-    check_arguments(SCHEDULES[schedule.name], schedule.options, "train.schedule.options", ("total_steps",))
-    components: dict[str, Callable[[], object]] = {
+def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
+    """Return, by group of settings, functions that fail where the group cannot be used."""
+    jitter = config.strategy.jitter
+    check_arguments(CifarResNet, config.model.options, "model.options", _RESNET_ARGUMENTS)
+    return {
         "model": lambda: build_network(config),
         "model.representation": lambda: build_pipeline(config),
-        "train.schedule": lambda: make_schedule(schedule.name, 1, **schedule.options)(0),
         "strategy.jitter": lambda: None if jitter is None else _color_jitter(jitter),
         "dataset": lambda: check_dataset(config),
-        "paths.data": lambda: data_directories(config.paths.data),
-        "runtime.device": lambda: choose_device(config.runtime.device),
-        "table, row": lambda: None if config.table is None else find_row(config.table, config.row),
     }
-    for name, build in components.items():
-        try:
-            build()
-        except ConfigError:
-            raise
-        except (TypeError, ValueError, KeyError, RuntimeError) as error:
-            raise ConfigError(f"{name}: {error}") from error
+
+
+#: All of them: decided by other settings.
+_RESNET_ARGUMENTS = ("depth", "classes", "family", "in_channels", "widths")
 
 
 def check_dataset(config: ExperimentConfig) -> None:
@@ -118,20 +92,13 @@ def _color_jitter(jitter: JitterConfig) -> ColorJitter:
     return ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
 
 
-def build_training(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> RecognitionTraining:
-    """Build the training task of a network on images, both on the device."""
+def plan_training(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> PlannedTraining:
+    """Build the training of a network on images, both on the device."""
     recipe, jitter = config.train, config.strategy.jitter
     setting = runtime_setting(config, images.images.device)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
-    return RecognitionTraining(
+    task = RecognitionTraining(
         network,
-        optimizer,
+        build_optimizer(config, network),
         images,
         build_pipeline(config),
         Augmentation(
@@ -146,6 +113,8 @@ def build_training(config: ExperimentConfig, network: nn.Module, images: Labelle
         channels_last=setting.channels_last,
         forward=CompiledOrEager(network) if setting.compile else None,
     )
+    total_steps = recipe.total_steps(task.steps_per_epoch)
+    return PlannedTraining(task, total_steps, build_schedule(config, total_steps))
 
 
 def build_evaluation(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> RecognitionEvaluation:
@@ -177,20 +146,6 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages:
     return images.subset(order[:held_out] if split == "evaluation" else order[held_out:])
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        RuntimeError: if that device is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
-        raise RuntimeError(f"runtime.device = {name} is not available here; use runtime.device=auto")
-    return torch.device(name)
-
-
 def runtime_setting(config: ExperimentConfig, device: torch.device) -> Setting:
     """Return layout and compilation: those configured, else what makes this training fastest on this device."""
     images = describe_dataset(config.dataset.name, **config.dataset.options).images["train"]
@@ -201,8 +156,3 @@ def runtime_setting(config: ExperimentConfig, device: torch.device) -> Setting:
     return Setting(
         fastest.channels_last if chosen is None else chosen, fastest.compile if compiled is None else compiled
     )
-
-
-def memory_format(config: ExperimentConfig, device: torch.device) -> torch.memory_format:
-    """Return the layout that networks and batches have in memory."""
-    return torch.channels_last if runtime_setting(config, device).channels_last else torch.contiguous_format

@@ -1,0 +1,89 @@
+"""What every task's networks and trainings are built of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from offset_equivariant.color import make_clipping
+from offset_equivariant.color.representation import Representation
+from offset_equivariant.config import ExperimentConfig
+from offset_equivariant.nn.families import FAMILIES, LayerFamily
+from offset_equivariant.tasks.task import Trainable
+from offset_equivariant.training.schedules import Schedule, make_schedule
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """A training, where it ends, and its learning rates on the way."""
+
+    task: Trainable
+    total_steps: int
+    schedule: Schedule
+
+
+def build_family(config: ExperimentConfig) -> LayerFamily:
+    """Build the factory of layers."""
+    return FAMILIES[config.model.family](**config.model.family_options)
+
+
+def build_representation(config: ExperimentConfig) -> Representation:
+    """Build the conversion from linear RGB to the colour space and range of the network's input.
+
+    Raises:
+        ValueError: if the channels of one offset group would be divided by different numbers.
+    """
+    settings = config.model.representation
+    statistics = config.dataset.statistics[settings.statistics]
+    clipping = None if settings.clipping is None else make_clipping(settings.clipping, **settings.clipping_options)
+    _require_one_scale_a_group(config)
+    return Representation(settings.space, tuple(statistics["mean"]), tuple(statistics["std"]), clipping)
+
+
+def _require_one_scale_a_group(config: ExperimentConfig) -> None:
+    """Channels of one offset group must be divided by the same number: otherwise one offset becomes several."""
+    groups = config.model.family_options.get("offset_groups")
+    std = config.dataset.statistics[config.model.representation.statistics]["std"]
+    if groups and len(std) % groups == 0:
+        size = len(std) // groups
+        if any(len(set(std[first : first + size])) > 1 for first in range(0, len(std), size)):
+            raise ValueError(
+                f"with offset_groups = {groups}, the std {std} divides one group's channels by different numbers, and "
+                f"the network is not invariant; give statistics {config.model.representation.statistics!r} with one "
+                "std a group"
+            )
+
+
+def build_optimizer(config: ExperimentConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimiser of a network, its learning rate at the peak."""
+    recipe = config.train
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def build_schedule(config: ExperimentConfig, total_steps: int) -> Schedule:
+    """Build the factor on the learning rate at every step."""
+    return make_schedule(config.train.schedule.name, total_steps, **config.train.schedule.options)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        RuntimeError: if that device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise RuntimeError(f"runtime.device = {name} is not available here; use runtime.device=auto")
+    return torch.device(name)

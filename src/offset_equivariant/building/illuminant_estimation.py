@@ -1,0 +1,147 @@
+"""Building illuminant estimation (Section 4.2): Color Cerberus, and methods that learn nothing, on linear images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from offset_equivariant.building.common import (
+    PlannedTraining,
+    build_family,
+    build_optimizer,
+    build_representation,
+    build_schedule,
+)
+from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
+from offset_equivariant.data import data_directories
+from offset_equivariant.data.cross_validation import assign_folds, hold_out
+from offset_equivariant.data.illuminant_images import IlluminantDataError, IlluminantImages
+from offset_equivariant.data.nus import CAMERAS, load_nus
+from offset_equivariant.data.nus_synthetic import synthetic_scenes
+from offset_equivariant.models.cerberus import ColorCerberus
+from offset_equivariant.performance.settings import CompiledOrEager, Setting
+from offset_equivariant.tasks.illuminant_estimation import (
+    EstimationEvaluation,
+    EstimationTraining,
+    network_estimator,
+    statistical_estimator,
+)
+from offset_equivariant.training.cross_validation import CrossValidated, CrossValidationTraining
+
+HEADLINE = ("median_reproduction_error_degrees", "°")
+_DATASETS: dict[str, Callable[..., IlluminantImages]] = {"nus": load_nus, "nus_synthetic": synthetic_scenes}
+#: Networks of a cross-validation.
+_FOLDS = {"folds": 3, "cameras": len(CAMERAS), None: 1}
+
+
+def build_network(config: ExperimentConfig) -> nn.Module:
+    """Build one network a fold; for image statistics, an empty one."""
+    if config.model.architecture == "image_statistics":
+        return nn.Module()
+    return CrossValidated(lambda: _build_one(config), _FOLDS[config.dataset.cross_validation])
+
+
+def _build_one(config: ExperimentConfig) -> ColorCerberus:
+    return ColorCerberus(build_family(config), **config.model.options)
+
+
+def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
+    """Return, by group of settings, functions that fail where the group cannot be used."""
+    options, data_options = config.model.options, config.dataset.options
+    if config.model.architecture == "image_statistics":
+        check_arguments(statistical_estimator, options, "model.options")
+        build: Callable[[], object] = lambda: statistical_estimator(**options)  # noqa: E731
+    else:
+        check_arguments(ColorCerberus, options, "model.options", ("family",))
+        build = lambda: _require_one_estimate(_build_one(config))  # noqa: E731
+    check_arguments(_DATASETS[config.dataset.name], data_options, "dataset.options", ("directories",))
+    return {"model": build, "model.representation": lambda: build_representation(config)}
+
+
+def _require_one_estimate(network: ColorCerberus) -> None:
+    if network.estimates != 1:
+        raise ConfigError(f"model.options.estimates = {network.estimates}: only one estimate can be trained here")
+
+
+def plan_training(config: ExperimentConfig, network: nn.Module, images: IlluminantImages) -> PlannedTraining:
+    """Build the training of all folds, on images on the device."""
+    recipe, representation = config.train, build_representation(config)
+    if not isinstance(network, CrossValidated):
+        return PlannedTraining(_Untrained(network), 0, build_schedule(config, 1))
+    setting = runtime_setting(config, images.images.device)
+    trainings = [
+        EstimationTraining(
+            one,
+            build_optimizer(config, one),
+            images.subset((images.folds != fold).nonzero().flatten()),
+            representation,
+            batch_size=recipe.batch_size,
+            seed=config.seed,
+            flip=recipe.flip,
+            smallest_crop=recipe.smallest_crop,
+            channels_last=setting.channels_last,
+            forward=CompiledOrEager(one) if setting.compile else None,
+        )
+        for fold, one in enumerate(network.networks)
+    ]
+    steps = [recipe.total_steps(training.steps_per_epoch) for training in trainings]
+    task = CrossValidationTraining(network, trainings, steps)
+    return PlannedTraining(task, task.total_steps, task.schedule(lambda steps: build_schedule(config, steps)))
+
+
+class _Untrained:
+    """The training, of no steps, of a method that learns nothing."""
+
+    batch_size = 1
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"network": self._network}
+
+    def optimizers(self) -> dict[str, Any]:
+        return {}
+
+    def training_step(self, step: int, learning_rate_factor: float) -> dict[str, torch.Tensor]:
+        raise AssertionError("image statistics learn nothing")
+
+
+def build_evaluation(config: ExperimentConfig, network: nn.Module, images: IlluminantImages) -> EstimationEvaluation:
+    """Build the evaluation on images, on the device."""
+    if config.model.architecture == "image_statistics":
+        return EstimationEvaluation(statistical_estimator(**config.model.options), images)
+    return EstimationEvaluation(network_estimator(network, build_representation(config)), images)
+
+
+def load_split(config: ExperimentConfig, split: str) -> IlluminantImages:
+    """Load all images (``train``), or those that are of a fold (``evaluation``); each network trains on other folds.
+
+    With ``dataset.validation_images`` = n, these are n images outside the official first fold, see
+    :func:`~offset_equivariant.data.cross_validation.hold_out`.
+
+    Raises:
+        IlluminantDataError: if the folds are not as many as the networks.
+    """
+    dataset = config.dataset
+    options: dict[str, Any] = dict(dataset.options)
+    if dataset.name == "nus":
+        options["directories"] = data_directories(config.paths.data)
+    images = _DATASETS[dataset.name](**options)
+    if dataset.cross_validation is None:
+        images = hold_out(images, dataset.validation_images)
+    else:
+        images = assign_folds(images, dataset.cross_validation)
+    found, expected = int(images.folds.max()) + 1, _FOLDS[dataset.cross_validation]
+    if found != expected:
+        raise IlluminantDataError(f"{images.name} has {found} {dataset.cross_validation}, not {expected}")
+    return images if split == "train" else images.subset((images.folds >= 0).nonzero().flatten())
+
+
+def runtime_setting(config: ExperimentConfig, device: torch.device) -> Setting:
+    """Return layout and compilation: those configured, else channels-last and no compiler."""
+    chosen = config.runtime.channels_last
+    return Setting(True if chosen is None else chosen, bool(config.runtime.compile))
