@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,9 +102,19 @@ def _resident_memory(network: str, size: Size, setting: Setting, threads: int) -
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     torch.nn.functional.conv2d(torch.randn(1, 3, 8, 8), torch.randn(3, 3, 3, 3))  # so that the libraries are loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_megabytes()
     _two_steps(network, size, setting, device)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    return peak_resident_megabytes() - before
+
+
+def peak_resident_megabytes() -> float:
+    """Return the largest resident memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the process that started this one had
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _two_steps(network: str, size: Size, setting: Setting, device: torch.device) -> None:

@@ -78,7 +78,7 @@ def _training(found: dict[str, Any]) -> str:
         "Training step, batch 128, each in its fastest setting",
         "ms",
         "images/s",
-        "peak memory, MB",
+        "peak memory (eager), MB",
         "share of GEMM rate",
         "floor: arithmetic, ms",
         "floor: traffic, ms",
