@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from offset_equivariant import building, provenance
+from offset_equivariant.building import recognition
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.data import pixels_sha256, synthetic_images
@@ -144,7 +145,7 @@ def test_the_weights_give_the_records_numbers(done):
     facts = load_weights(network, folder / "runs" / NAME / "seed=0" / "weights.safetensors")
     assert (facts["experiment"], facts["row"], facts["preset"], facts["seed"]) == (NAME, "equivariant", "smoke", SEED)
     images = synthetic_images("test", n_test=40)
-    found = sweep(RecognitionEvaluation(network, images, building.build_pipeline(config)), [0.0, 0.5, 1.0])
+    found = sweep(RecognitionEvaluation(network, images, recognition.build_pipeline(config)), [0.0, 0.5, 1.0])
     for metric, by_saturation in found.metrics.items():
         values = record.metrics[metric].values()
         np.testing.assert_allclose(list(by_saturation.values()), list(values), atol=1e-5)
@@ -371,13 +372,14 @@ def test_wrong_options_show_before_any_work(settings, path, value, message):
 
 def test_preprocessing_row_balances_training_and_test_images(make_settings, tiny_words):
     config = experiment_config(make_settings("experiment=table1_preprocessing_grey_world", *tiny_words, *SHORT))
-    pipeline = building.build_pipeline(config)
+    pipeline = recognition.build_pipeline(config)
     linear = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.4
     # Grey world: all three channels have the same mean in linear light, whatever the light was.
     lit = linear * torch.tensor([1.0, 0.5, 0.25])[:, None, None]
     first, second = pipeline(linear), pipeline(lit * (1 / 0.125) ** (1 / 3))
     torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
-    task = building.build_training(config, building.build_network(config), building.load_split(config, "train"))
+    task = building.plan_training(config, building.build_network(config), building.load_split(config, "train")).task
+    assert isinstance(task, RecognitionTraining)
     images = synthetic_images("train", n_train=64).images
     torch.testing.assert_close(task._images, pipeline(decode_srgb(images)), atol=1e-6, rtol=0)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offset_equivariant.building.common import (
     PlannedTraining,
@@ -15,6 +17,8 @@ from offset_equivariant.building.common import (
     build_representation,
     build_schedule,
 )
+from offset_equivariant.color import make_clipping
+from offset_equivariant.color.representation import Representation
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
 from offset_equivariant.data import data_directories
 from offset_equivariant.data.cross_validation import assign_folds, hold_out
@@ -22,14 +26,17 @@ from offset_equivariant.data.illuminant_images import IlluminantDataError, Illum
 from offset_equivariant.data.nus import CAMERAS, load_nus
 from offset_equivariant.data.nus_synthetic import synthetic_scenes
 from offset_equivariant.models.cerberus import ColorCerberus
+from offset_equivariant.nn.families import FAMILIES
 from offset_equivariant.performance.settings import CompiledOrEager, Setting
 from offset_equivariant.tasks.illuminant_estimation import (
     EstimationEvaluation,
     EstimationTraining,
+    Estimator,
     network_estimator,
     statistical_estimator,
 )
 from offset_equivariant.training.cross_validation import CrossValidated, CrossValidationTraining
+from offset_equivariant.training.weights import load_weights, read_facts
 
 HEADLINE = ("median_reproduction_error_degrees", "°")
 _DATASETS: dict[str, Callable[..., IlluminantImages]] = {"nus": load_nus, "nus_synthetic": synthetic_scenes}
@@ -115,6 +122,31 @@ def build_evaluation(config: ExperimentConfig, network: nn.Module, images: Illum
     if config.model.architecture == "image_statistics":
         return EstimationEvaluation(statistical_estimator(**config.model.options), images)
     return EstimationEvaluation(network_estimator(network, build_representation(config)), images)
+
+
+def load_estimators(weights: Path) -> list[Callable[[Tensor], Tensor]]:
+    """Return the networks in a file of weights as functions from linear images ``(N, 3, S, S)`` to illuminants.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its weights are of another architecture.
+    """
+    settings = read_facts(weights).get("config", {})
+    model, dataset = settings.get("model", {}), settings.get("dataset", {})
+    if model.get("architecture") != "cerberus":
+        raise ValueError(f"{weights} holds no network of the architecture cerberus")
+    family = FAMILIES[model["family"]](**model["family_options"])
+    network = CrossValidated(lambda: ColorCerberus(family, **model["options"]), _FOLDS[dataset["cross_validation"]])
+    load_weights(network, weights)
+    shown = model["representation"]
+    statistics = dataset["statistics"][shown["statistics"]]
+    clipping = None if shown["clipping"] is None else make_clipping(shown["clipping"], **shown["clipping_options"])
+    representation = Representation(shown["space"], tuple(statistics["mean"]), tuple(statistics["std"]), clipping)
+    return [partial(_estimate_alone, network_estimator(one, representation)) for one in network.networks]
+
+
+def _estimate_alone(estimator: Estimator, linear: Tensor) -> Tensor:
+    return estimator(linear, torch.zeros(len(linear)))
 
 
 def load_split(config: ExperimentConfig, split: str) -> IlluminantImages:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -48,8 +48,23 @@ def load_weights(network: nn.Module, path: Path) -> dict[str, Any]:
     if (path.parent / DIGESTS).exists():
         _check_digest(path)
     network.load_state_dict(load_file(path))
-    with safe_open(path, "pt") as file:
-        facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
+    return read_facts(path)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts in a file of weights.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a safetensors file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there are no weights at {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a file of weights: {error}") from error
     return facts
 
 

@@ -1,0 +1,122 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from offset_equivariant.data.photos import Photo, PhotoError, read_photo, write_photo
+
+MAKE, EXPOSURE = 271, 33434
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 65536, (24, 36, 3), dtype=np.uint16)
+
+
+def exif_bytes():
+    exif = Image.Exif()
+    exif[MAKE] = "Maker"
+    exif.get_ifd(34665)[EXPOSURE] = 0.25
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def exposure(data):
+    exif = Image.Exif()
+    exif.load(b"Exif\0\0" + data)
+    return exif[MAKE] if MAKE in exif else None, float(exif.get_ifd(34665)[EXPOSURE])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff"])
+def test_eight_bits_without_loss(tmp_path, pixels, suffix):
+    photo = Photo((pixels >> 8).astype(np.uint8), exif=exif_bytes(), profile=b"a profile")
+    write_photo(photo, path := tmp_path / f"photo{suffix}")
+    found = read_photo(path)
+    assert np.array_equal(found.pixels, photo.pixels) and found.bits == 8
+    assert exposure(found.exif) == ("Maker", 0.25) and found.profile == b"a profile"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_eight_bits_with_loss(tmp_path, suffix):
+    ramp = np.stack(np.meshgrid(np.arange(64), np.arange(48), indexing="xy"), -1).astype(np.uint8) * 3
+    photo = Photo(np.dstack([ramp, ramp[..., :1]]), exif=exif_bytes())
+    write_photo(photo, path := tmp_path / f"photo{suffix}")
+    found = read_photo(path)
+    assert np.abs(found.pixels.astype(int) - photo.pixels).mean() < 3
+    assert exposure(found.exif) == ("Maker", 0.25)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_without_loss(tmp_path, pixels, suffix):
+    write_photo(Photo(pixels, exif=exif_bytes()), path := tmp_path / f"photo{suffix}")
+    found = read_photo(path)
+    assert np.array_equal(found.pixels, pixels) and found.bits == 16 and found.alpha is None
+    assert exposure(found.exif)[1] == 0.25
+    decoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)  # by another reader
+    assert np.array_equal(decoded[..., ::-1], pixels)
+
+
+def test_transparency_is_kept(tmp_path, pixels):
+    for suffix, deep in ((".png", True), (".tif", True), (".png", False)):
+        shown = pixels if deep else (pixels >> 8).astype(np.uint8)
+        write_photo(Photo(shown, alpha=shown[..., 1]), path := tmp_path / f"photo{deep}{suffix}")
+        found = read_photo(path)
+        assert np.array_equal(found.pixels, shown) and np.array_equal(found.alpha, shown[..., 1])
+
+
+def test_what_a_tiff_says_of_itself_is_kept(tmp_path, pixels):
+    tags = [(MAKE, "s", 0, "Maker", True), (274, "H", 1, 6, True)]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", software="Exporter", iccprofile=b"icc", extratags=tags)
+    write_photo(read_photo(tmp_path / "a.tif"), tmp_path / "b.tif")
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        found = {tag.code: tag.value for tag in file.pages[0].tags}
+    assert (found[MAKE], found[274], found[305], found[34675]) == ("Maker", 6, "Exporter", b"icc")
+
+
+def test_a_palette_is_resolved(tmp_path, pixels):
+    image = Image.fromarray((pixels >> 8).astype(np.uint8)).quantize(16)
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(read_photo(tmp_path / "a.png").pixels, np.asarray(image.convert("RGB")))
+
+
+def broken_files(pixels):
+    jpeg = io.BytesIO()
+    Image.fromarray((pixels >> 8).astype(np.uint8)).save(jpeg, "JPEG")
+    png = cv2.imencode(".png", pixels)[1].tobytes()
+    grey = io.BytesIO()
+    Image.fromarray((pixels[..., 0] >> 8).astype(np.uint8)).save(grey, "PNG")
+    return {
+        "text.jpg": (b"no image at all", "is not an image; give one of .jpg"),
+        "empty.png": (b"", "is not an image"),
+        "cut.jpg": (jpeg.getvalue()[:-200], "is damaged or cut off"),
+        "cut.tif": (b"II*\0\x08\0\0\0", "is damaged or cut off"),
+        "grey.png": (grey.getvalue(), "has the colour mode L"),
+        "deepgrey.png": (cv2.imencode(".png", pixels[..., 0])[1].tobytes(), "has no three colour channels of 16 bits"),
+        "cutdeep.png": (png[:60], "is damaged or cut off"),
+    }
+
+
+@pytest.mark.parametrize("name", list(broken_files(np.zeros((24, 36, 3), np.uint16))))
+def test_what_is_no_photo_is_named(tmp_path, pixels, name):
+    content, said = broken_files(pixels)[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PhotoError, match=f"{name} {said}"):
+        read_photo(tmp_path / name)
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    for path in (tmp_path / "missing.jpg", tmp_path):
+        with pytest.raises(PhotoError, match=f"{path} cannot be read"):
+            read_photo(path)
+
+
+def test_formats_that_cannot_hold_the_photo_are_refused(tmp_path, pixels):
+    with pytest.raises(PhotoError, match=r"unknown format '.gif'"):
+        write_photo(Photo(pixels), tmp_path / "a.gif")
+    with pytest.raises(PhotoError, match=r".jpg holds 8 bits, .*16; give one of .png"):
+        write_photo(Photo(pixels), tmp_path / "a.jpg")
+    with pytest.raises(PhotoError, match="no transparency"):
+        write_photo(Photo((pixels >> 8).astype(np.uint8), alpha=(pixels[..., 0] >> 8).astype(np.uint8)), tmp_path / "a.jpg")
+    assert list(tmp_path.iterdir()) == []

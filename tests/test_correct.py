@@ -1,0 +1,118 @@
+"""``python -m offset_equivariant.correct`` on small photos, with networks of few steps and with simple estimators."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from offset_equivariant.color import grey_world, linear_to_srgb, srgb_to_linear
+from offset_equivariant.correct import correct_photo, estimate_illuminant, main
+from offset_equivariant.data.photos import Photo, PhotoError, read_photo
+from offset_equivariant.experiment import run_experiment
+from offset_equivariant.reporting.tracking import NullTracker
+from offset_equivariant.runs import Run
+
+LIGHT = np.array([1.0, 0.6, 0.3])
+
+
+@pytest.fixture(scope="module")
+def weights(make_settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    run = Run(
+        make_settings(
+            "experiment=table3_equivariant_filled", "train=nus_smoke", "train.epochs=null", "train.steps=3",
+            "mode=train", "dataset.options.images=99", f"paths.runs={folder}", "train.preset=smoke",
+        )
+    )  # fmt: skip
+    run_experiment(run, NullTracker())
+    return run.weights_path
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Linear, (60, 90, 3), grey on average."""
+    values = np.random.default_rng(0).uniform(0.02, 0.5, (6, 9, 3)).repeat(10, 0).repeat(10, 1)
+    return values / values.mean((0, 1)) * 0.25
+
+
+def as_photo(linear, encoding):
+    top = 255 if encoding == "srgb" else 65535
+    values = linear_to_srgb(torch.from_numpy(linear)).numpy() if encoding == "srgb" else linear
+    return Photo((values * top).round().astype(np.uint8 if encoding == "srgb" else np.uint16))
+
+
+def test_estimates_are_averaged_in_the_logarithm():
+    image = torch.rand(3, 130, 70)
+    given = [lambda x: torch.tensor([[1.0, 2.0, 4.0]]), lambda x: torch.tensor([[4.0, 2.0, 1.0]])]
+    torch.testing.assert_close(estimate_illuminant(image, given), torch.full((3,), 3**-0.5))
+
+
+def test_the_estimators_see_areas_averaged_and_scaled():
+    image = torch.rand(3, 128, 256)
+
+    def look(small):
+        expected = image.reshape(3, 64, 2, 64, 4).mean((2, 4))
+        torch.testing.assert_close(small[0], expected / expected.max())
+        return torch.ones(1, 3)
+
+    estimate_illuminant(image, [look])
+
+
+@pytest.mark.parametrize("encoding", ["srgb", "linear"])
+def test_the_light_is_divided_out(scene, encoding):
+    corrected, estimate = correct_photo(as_photo(scene * LIGHT, encoding), [grey_world], encoding)
+    np.testing.assert_allclose(estimate.numpy(), LIGHT / np.linalg.norm(LIGHT), atol=2e-3)
+    values = torch.from_numpy(corrected.pixels / np.iinfo(corrected.pixels.dtype).max)
+    linear = (srgb_to_linear(values) if encoding == "srgb" else values).numpy()
+    level = np.exp(np.log(LIGHT).mean())
+    np.testing.assert_allclose(linear, np.minimum(scene * level, 1), atol=0.006 if encoding == "srgb" else 1e-3)
+
+
+def test_a_black_photo_is_refused():
+    with pytest.raises(PhotoError, match="black"):
+        correct_photo(Photo(np.zeros((8, 8, 3), np.uint8)), [grey_world], "srgb")
+
+
+def test_photos_of_one_scene_under_two_lights_become_the_same(scene, weights, tmp_path, capsys):
+    """Equivariance, from file to file, with networks that are trained badly."""
+    for name, light in (("white", np.ones(3)), ("red", LIGHT)):
+        exif = Image.Exif()
+        exif[271] = "Maker"
+        Image.fromarray(as_photo(scene * light, "srgb").pixels).save(tmp_path / f"{name}.png", exif=exif)
+    assert main([str(tmp_path / "white.png"), str(tmp_path / "red.png"), "--weights", str(weights)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and all("illuminant (" in line and "_corrected.png" in line for line in said)
+    white, red = (read_photo(tmp_path / f"{name}_corrected.png") for name in ("white", "red"))
+    # But for the level, which follows the estimate's, and 8 bits.
+    a, b = (srgb_to_linear(torch.from_numpy(x.pixels / 255.0)).numpy() for x in (white, red))
+    unclipped = (a < 0.98).all(2) & (b < 0.98).all(2)
+    ratio = b[unclipped].mean(0) / a[unclipped].mean(0)
+    assert unclipped.mean() > 0.5 and np.ptp(ratio) / ratio.mean() < 0.03
+    with Image.open(tmp_path / "red_corrected.png") as image:
+        assert image.getexif()[271] == "Maker" and image.size == (90, 60)
+
+
+def test_files_that_fail_are_named_and_the_others_go_on(scene, weights, tmp_path, capsys):
+    Image.fromarray(as_photo(scene, "srgb").pixels).save(tmp_path / "good.jpg")
+    (tmp_path / "bad.jpg").write_text("no image")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "black.png")
+    names = [str(tmp_path / name) for name in ("bad.jpg", "good.jpg", "black.png")]
+    assert main([*names, "-o", str(tmp_path / "out"), "--weights", str(weights)]) == 1
+    said = capsys.readouterr()
+    assert "bad.jpg is not an image" in said.err and "black.png: the photo is black" in said.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good_corrected.jpg"]
+    assert main([names[1], "-o", str(tmp_path / "out"), "--weights", str(weights)]) == 1
+    assert "is there already; give --overwrite" in capsys.readouterr().err
+    assert main([names[1], "-o", str(tmp_path / "out"), "--weights", str(weights), "--overwrite"]) == 0
+    assert main([names[1], "-o", str(tmp_path / "x.tif"), "--weights", str(weights)]) == 0
+
+
+def test_what_cannot_begin_is_said(tmp_path, weights, capsys):
+    photos = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    assert main([*photos, "-o", str(tmp_path / "one.jpg"), "--weights", str(weights)]) == 2
+    assert "one.jpg is one file, and there are several photos" in capsys.readouterr().err
+    assert main([*photos, "--weights", str(tmp_path / "none.safetensors")]) == 2
+    assert "there are no weights at" in capsys.readouterr().err
+    (tmp_path / "text.safetensors").write_text("no weights")
+    assert main([*photos, "--weights", str(tmp_path / "text.safetensors")]) == 2
+    assert "is not a file of weights" in capsys.readouterr().err
