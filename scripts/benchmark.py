@@ -22,6 +22,7 @@ from offset_equivariant.performance.measuring import (
     compilation_seconds,
     interleaved,
     machine_limits,
+    operator_times,
     training_floor,
     training_memory,
 )
@@ -66,6 +67,7 @@ def main() -> None:
     found["inference"] = measure_inference(best, device, 2 * rounds)
     found["pipeline"] = measure_pipeline(best, device, 2 * rounds)
     found["sweep"] = measure_sweep(best, device, 3 if quick else 5, images=100 if quick else 1000)
+    found["profile"] = measure_profile(best, device)
     found["growth"] = [] if quick else measure_growth(best, device)
     root = provenance.repository_root()
     path = benchmark_path(root / "runs" if quick else root / "results", device)
@@ -140,6 +142,14 @@ def measure_training(
             "floor": floor,
         }
     return found
+
+
+def measure_profile(best: dict[str, Setting], device: torch.device) -> dict[str, dict[str, float]]:
+    """Say where the time of a training step goes, without a compiler, whose kernels have no telling names."""
+    return {
+        n: operator_times(steps_of(n, Size(), Setting(best[n].channels_last, False), device))
+        for n in ("original", "equivariant")
+    }
 
 
 def measure_inference(best: dict[str, Setting], device: torch.device, rounds: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from offset_equivariant.nn.fused import BatchNormReLU, ConventionalBatchNormReLU
@@ -121,6 +122,17 @@ def _two_steps(network: str, size: Size, setting: Setting, device: torch.device)
     task = training_of(network, size, setting, device)
     for step in range(2):
         task.training_step(step, 1.0)
+
+
+def operator_times(run: Callable[[], object], rounds: int = 5, shown: int = 12) -> dict[str, float]:
+    """Return by operator, the costliest first, the ms of one call that it spends in itself; the rest as ``others``."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(rounds):
+            run()
+    times = {event.key: event.self_cpu_time_total / rounds / 1000 for event in profiler.key_averages()}
+    order = sorted(times, key=lambda key: -times[key])
+    return {key: times[key] for key in order[:shown]} | {"others": sum(times[key] for key in order[shown:])}
 
 
 def compilation_seconds(run: Callable[[], Any]) -> float:

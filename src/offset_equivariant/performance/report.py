@@ -38,6 +38,7 @@ def render_benchmark(found: dict[str, Any]) -> str:
         _settings(found["settings"]),
         _training(found["training"]),
         _others(found),
+        _profile(found["profile"]),
         _growth(found["growth"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -128,6 +129,22 @@ def _others(found: dict[str, Any]) -> str:
         f"{_table(('What', 'ms', 'images/s'), rows)}\n\nInference, equivariant over original: "
         f"{ratio(found, 'inference'):.2f}. Input pipeline: {shares} of the original's training step. The sweep takes "
         f"{sweeps} times as long as 11 bare forward passes over the same images."
+    )
+
+
+def _profile(found: dict[str, dict[str, float]]) -> str:
+    """Where a step's time goes; operators in the order of the equivariant network's times."""
+    names = list(dict.fromkeys([*found["equivariant"], *found["original"]]))
+    names = [name for name in names if name != "others"] + ["others"]
+    rows = [
+        (
+            name if name == "others" else f"`{name}`",
+            *(f"{of[name]:.1f}" if name in of else "–" for of in found.values()),
+        )
+        for name in names
+    ]
+    return "**Where a training step's time goes** (eager, profiled, ms in the operator itself)\n\n" + _table(
+        ("Operator", *(NAMES[network] for network in found)), rows
     )
 
 

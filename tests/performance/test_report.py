@@ -1,0 +1,44 @@
+"""The tables of docs/PERFORMANCE.md are what the committed measurements say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from offset_equivariant.performance.report import ratio, render_benchmark, render_benchmarks
+from offset_equivariant.reporting.tables import replace_block
+
+ROOT = Path(__file__).parents[2]
+(MEASURED, *_) = sorted((ROOT / "results" / "benchmarks").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def found():
+    return json.loads(MEASURED.read_text())
+
+
+def test_document():
+    text = (ROOT / "docs" / "PERFORMANCE.md").read_text(encoding="utf-8")
+    assert text == replace_block(text, render_benchmarks(ROOT)), "run `make benchmark` and commit docs/PERFORMANCE.md"
+
+
+def test_measurements_are_of_committed_code(found):
+    assert not found["dirty"] and not found["quick"] and len(found["commit"]) == 40
+
+
+def test_rates_and_ratios_follow_from_the_times(found):
+    training = found["training"]
+    for row in training.values():
+        assert row["images_per_second"] == pytest.approx(128 / (row["ms"]["median"] / 1000))
+        assert row["ms"]["min"] <= row["ms"]["median"] <= row["ms"]["max"]
+        rate = row["floor"]["gflop"] / (row["ms"]["median"] / 1000)
+        assert row["share_of_gemm_rate"] == pytest.approx(rate / found["limits"]["gemm_gflops"])
+        assert row["floor"]["arithmetic_ms"] < row["ms"]["median"]
+    expected = training["equivariant"]["ms"]["median"] / training["plain"]["ms"]["median"]
+    assert ratio(found, "training", "plain") == pytest.approx(expected)
+    assert f"over the plain composition: time {expected:.2f}" in render_benchmark(found)
+
+
+def test_uncommitted_changes_are_said(found):
+    assert "uncommitted" in render_benchmark(found | {"dirty": True})
+    assert "uncommitted" not in render_benchmark(found)
