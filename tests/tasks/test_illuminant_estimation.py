@@ -130,7 +130,10 @@ def test_errors_by_hand(scenes):
     assert (largest <= 0).any() and (largest > 0).any()  # no light at all counts as grey
     estimate = np.where(largest > 0, np.maximum(estimate, 1e-6 * largest), 1)
     truth = scenes.illuminants.numpy() * lights
-    errors = {"reproduction_error_degrees": angle(estimate / truth, np.ones(3)), "recovery_error_degrees": angle(estimate, truth)}
+    errors = {
+        "reproduction_error_degrees": angle(estimate / truth, np.ones(3)),
+        "recovery_error_degrees": angle(estimate, truth),
+    }
     for name, expected in errors.items():
         np.testing.assert_allclose(found.outcomes[name][0.6], expected, rtol=0, atol=1e-3)
         assert found.metrics[f"median_{name}"][0.6] == pytest.approx(np.median(expected), abs=1e-3)
@@ -176,5 +179,8 @@ def test_error_of_the_equivariant_network_does_not_depend_on_the_light(scenes, c
 def test_classical_methods_are_estimators_too(scenes):
     found = sweep(EstimationEvaluation(statistical_estimator("grey_world"), scenes), (0.0, 0.8))
     np.testing.assert_allclose(
-        found.outcomes["reproduction_error_degrees"][0.8], found.outcomes["reproduction_error_degrees"][0.0], rtol=0, atol=1e-3
+        found.outcomes["reproduction_error_degrees"][0.8],
+        found.outcomes["reproduction_error_degrees"][0.0],
+        rtol=0,
+        atol=1e-3,
     )
