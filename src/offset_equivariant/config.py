@@ -32,7 +32,8 @@ class DatasetConfig:
     classes: int | None
     #: Images held out of the training split and evaluated on in place of the test split; 0 for a real run.
     validation_images: int
-    #: Every image is a test image once: of a network that saw neither its fold nor, for cameras, its camera.
+    #: Every image is a test image once: of a network that saw neither its fold nor, for cameras, its camera. With
+    #: validation images there is only one network.
     cross_validation: Literal["folds", "cameras"] | None
     download: bool
     statistics: dict[str, dict[str, list[float]]]
@@ -321,9 +322,10 @@ def _check_task(config: ExperimentConfig) -> None:
         raise ConfigError(f"dataset.classes = {dataset.classes} does not fit {task}")
     if task == "recognition" and dataset.cross_validation is not None:
         raise ConfigError(f"dataset.cross_validation = {dataset.cross_validation} is not for {dataset.name}; give null")
-    if task == "illuminant_estimation" and (dataset.cross_validation is None) == (not dataset.validation_images):
+    if task == "illuminant_estimation" and dataset.cross_validation is None and not dataset.validation_images:
         raise ConfigError(
-            f"dataset {dataset.name} needs either cross_validation (folds or cameras) or validation_images above 0"
+            f"dataset {dataset.name} has no test images: give dataset.cross_validation=folds, or cameras, or "
+            "dataset.validation_images"
         )
     if task == "illuminant_estimation" and (config.strategy.jitter or config.strategy.balancing):
         raise ConfigError(f"strategy = {config.strategy.name} is not for {task}; give strategy=none")

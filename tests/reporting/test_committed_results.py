@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from offset_equivariant.provenance import file_sha256
-from offset_equivariant.reporting.figures import figure2_csv
+from offset_equivariant.reporting.comparison import TABLE1
+from offset_equivariant.reporting.figures import curves_csv
 from offset_equivariant.reporting.predictions import read_panel
 from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes, saturation_key
 from offset_equivariant.reporting.search import render_search
@@ -46,7 +47,7 @@ def test_readme(records):
 def test_figure2_source(records):
     table1 = [record for record in records if record.table == 1]
     committed = (RESULTS / "figures" / "figure2.csv").read_text(encoding="utf-8")
-    assert committed == figure2_csv(table1), "run `make figures` and commit results/figures"
+    assert committed == curves_csv(TABLE1, table1), "run `make figures` and commit results/figures"
     assert (RESULTS / "figures" / "figure2.svg").exists() and (RESULTS / "figures" / "figure2.png").exists()
 
 

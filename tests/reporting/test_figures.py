@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offset_equivariant.reporting.figures import figure2, figure2_csv, render_figures, save_figure
+from offset_equivariant.reporting.comparison import TABLE1
+from offset_equivariant.reporting.figures import curves_csv, figure2, render_figures, save_figure
 from offset_equivariant.reporting.predictions import PredictionPanel, figure3, read_panel, write_panel
 from offset_equivariant.reporting.records import record_path, write_record
 
@@ -80,7 +81,7 @@ def test_figure2_tells_presets_and_flags_apart(records):
 
 
 def test_figure2_source_data(records):
-    rows = list(csv.DictReader(io.StringIO(figure2_csv(records))))
+    rows = list(csv.DictReader(io.StringIO(curves_csv(TABLE1, records))))
     assert len(rows) == 22
     assert rows[5] == {
         **{"row": "original", "experiment": "table1_original", "dataset": "cifar10", "preset": "fast", "seeds": "0"},
@@ -150,6 +151,6 @@ def test_render_figures_draws_what_there_is(tmp_path, records, panel):
     for record in records:
         write_record(record, record_path(tmp_path, record.experiment, record.seed))
     assert {path.name for path in render_figures(tmp_path)} == {"figure2.svg", "figure2.png", "figure2.csv"}
-    assert (tmp_path / "figures" / "figure2.csv").read_text() == figure2_csv(records)
+    assert (tmp_path / "figures" / "figure2.csv").read_text() == curves_csv(TABLE1, records)
     write_panel(panel, tmp_path / "figures" / "figure3.npz")
     assert {path.name for path in render_figures(tmp_path)} >= {"figure3.svg", "figure3.png"}

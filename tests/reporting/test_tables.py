@@ -142,7 +142,7 @@ def test_posterior_change_is_the_largest_up_to_nine_tenths(tmp_path, make_record
     save(tmp_path, make_record, "original", (4, 4, 4), metrics=metrics)
     metrics = {"error_percent": {"0.0": 50.0}, "posterior_change": {"0.9": 0.32}}
     save(tmp_path, make_record, "original", (4, 4, 4), seed=1, metrics=metrics)
-    assert built(tmp_path).rows[0].posterior_change == 0.32
+    assert built(tmp_path).rows[0].invariance == 0.32
     assert lines(built(tmp_path), "| Original | 0.32 | – | – | – |")
 
 
@@ -176,7 +176,13 @@ def test_another_table_is_a_description_away(make_record):
         unit="dB",
         decimals=1,
         rows=(RowDescription("original", "Original", "original"), RowDescription("equivariant", "Eq", "equivariant")),
+        statistic="mean",
         outcome="psnr",
+        invariance="fill_change",
+        invariance_title="Largest change of any fill",
+        figure=7,
+        figure_top=25.0,
+        axis="PSNR (dB)",
     )
     values = {"original": (17.0, [16.0, 17.0, 18.0]), "equivariant": (18.5, [17.0, 18.5, 20.0])}
     records = [
@@ -187,8 +193,9 @@ def test_another_table_is_a_description_away(make_record):
     table = build_table(description, [*records, make_record()], saturations=(0.5,), outcomes=outcomes)
     cell = table.rows[1].cells[0]
     half = 1.959963984540054 * 0.5 / np.sqrt(3)
-    assert (cell.ours, cell.interval, cell.paired) == (18.5, None, pytest.approx((1.5, 1.5 - half, 1.5 + half)))
-    assert "| Eq | 69.94M | 270,410 | 18.68 | 18.5 | -0.18 |" in render_markdown(table)
+    assert (cell.ours, cell.paired) == (18.5, pytest.approx((1.5, 1.5 - half, 1.5 + half)))
+    assert cell.interval == pytest.approx((18.5 - 3 * half, 18.5 + 3 * half))
+    assert "| Eq | 69.94M | 270,410 | 18.68 | 18.5 [16.8, 20.2] | -0.18 |" in render_markdown(table)
     assert "(dB, 95 % interval)" in render_markdown(table)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,19 @@ from offset_equivariant.training.weights import load_weights, read_facts
 
 HEADLINE = ("median_reproduction_error_degrees", "°")
 _DATASETS: dict[str, Callable[..., IlluminantImages]] = {"nus": load_nus, "nus_synthetic": synthetic_scenes}
-#: Networks of a cross-validation.
-_FOLDS = {"folds": 3, "cameras": len(CAMERAS), None: 1}
+_FOLDS: dict[str, int] = {"folds": 3, "cameras": len(CAMERAS)}
 
 
 def build_network(config: ExperimentConfig) -> nn.Module:
     """Build one network a fold; for image statistics, an empty one."""
     if config.model.architecture == "image_statistics":
         return nn.Module()
-    return CrossValidated(lambda: _build_one(config), _FOLDS[config.dataset.cross_validation])
+    return CrossValidated(lambda: _build_one(config), _networks(vars(config.dataset)))
+
+
+def _networks(dataset: Mapping[str, Any]) -> int:
+    """How many networks the settings of a data set ask for."""
+    return 1 if dataset["validation_images"] else _FOLDS[dataset["cross_validation"]]
 
 
 def _build_one(config: ExperimentConfig) -> ColorCerberus:
@@ -136,7 +140,7 @@ def load_estimators(weights: Path) -> list[Callable[[Tensor], Tensor]]:
     if model.get("architecture") != "cerberus":
         raise ValueError(f"{weights} holds no network of the architecture cerberus")
     family = FAMILIES[model["family"]](**model["family_options"])
-    network = CrossValidated(lambda: ColorCerberus(family, **model["options"]), _FOLDS[dataset["cross_validation"]])
+    network = CrossValidated(lambda: ColorCerberus(family, **model["options"]), _networks(dataset))
     load_weights(network, weights)
     shown = model["representation"]
     statistics = dataset["statistics"][shown["statistics"]]
@@ -163,11 +167,12 @@ def load_split(config: ExperimentConfig, split: str) -> IlluminantImages:
     if dataset.name == "nus":
         options["directories"] = data_directories(config.paths.data)
     images = _DATASETS[dataset.name](**options)
-    if dataset.cross_validation is None:
+    if dataset.validation_images:
         images = hold_out(images, dataset.validation_images)
     else:
+        assert dataset.cross_validation is not None
         images = assign_folds(images, dataset.cross_validation)
-    found, expected = int(images.folds.max()) + 1, _FOLDS[dataset.cross_validation]
+    found, expected = int(images.folds.max()) + 1, _networks(vars(dataset))
     if found != expected:
         raise IlluminantDataError(f"{images.name} has {found} {dataset.cross_validation}, not {expected}")
     return images if split == "train" else images.subset((images.folds >= 0).nonzero().flatten())

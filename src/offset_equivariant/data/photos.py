@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -125,6 +124,7 @@ def _directory(content: bytes, offset: int | None) -> TiffImagePlugin.ImageFileD
     file = io.BytesIO(content)
     file.seek(directory.next if offset is None else offset)
     directory.load(file)
+    list(directory.items())  # Pillow writes only the tags that were looked at
     return directory
 
 
@@ -178,48 +178,69 @@ def _deep_png(photo: Photo, channels: npt.NDArray[Any]) -> bytes:
 
 
 def _deep_tiff(photo: Photo, channels: npt.NDArray[Any]) -> bytes:
-    """The EXIF directory is put behind the image, since tifffile writes none."""
     buffer = io.BytesIO()
-    extra: list[Any] = [(_EXIF_POINTER, "I", 1, 0, True)] if photo.exif else []
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    for tag, value in photo.tags.items():
-        tags[tag] = value
-        kind = tags.tagtype[tag]
-        if kind == 2:
-            extra.append((tag, "s", 0, str(value), True))
-        elif kind in (1, 7):
-            data = bytes(value)
-            extra.append((tag, "B" if kind == 1 else 7, len(data), data, True))
-        elif kind == 3 and not isinstance(value, tuple):
-            extra.append((tag, "H", 1, int(value), True))
-    profile = photo.profile or None
     tifffile.imwrite(
         buffer,
         channels,
         photometric="rgb",
         extrasamples=None if photo.alpha is None else ["unassalpha"],
         compression="zlib",
-        iccprofile=profile,
+        iccprofile=photo.profile or None,
         metadata=None,
         software=False,
-        extratags=extra,
     )
+    return _with_tags(buffer.getvalue(), photo)
+
+
+def _with_tags(content: bytes, photo: Photo) -> bytes:
+    """Put the photo's own tags and EXIF data behind a TIFF, and a new first directory that knows of them."""
+    own = TiffImagePlugin.ImageFileDirectory_v2(prefix=content[:2])
+    for tag, value in photo.tags.items():
+        own[tag] = value
     if photo.exif:
-        _append_exif(buffer, photo.exif)
-    return buffer.getvalue()
+        exif = Image.Exif()
+        exif.load(b"Exif\0\0" + photo.exif)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=content[:2])
+        for tag, value in exif.get_ifd(_EXIF_POINTER).items():
+            directory[tag] = value
+        content = _padded(content)
+        own[_EXIF_POINTER] = len(content)
+        content += directory.tobytes(len(content))
+    content = _padded(content)
+    first = _entries(content, _integer(content, content[4:8])) | _entries(
+        content + own.tobytes(len(content)), len(content)
+    )
+    content = _padded(content + own.tobytes(len(content)))
+    entries = b"".join(first[tag] for tag in sorted(first))
+    return (
+        content[:4]
+        + _bytes(content, len(content), 4)
+        + content[8:]
+        + _bytes(content, len(first), 2)
+        + entries
+        + bytes(4)
+    )
 
 
-def _append_exif(buffer: io.BytesIO, exif: bytes) -> None:
-    block = Image.Exif()
-    block.load(b"Exif\0\0" + exif)
-    directory = TiffImagePlugin.ImageFileDirectory_v2()
-    for tag, value in block.get_ifd(_EXIF_POINTER).items():
-        directory[tag] = value
-    end = buffer.seek(0, os.SEEK_END)
-    offset = end + end % 2
-    buffer.write(b"\0" * (offset - end) + directory.tobytes(offset))
-    buffer.seek(0)
-    with tifffile.TiffFile(buffer, mode="r+") as file:
-        page = file.pages[0]
-        assert isinstance(page, tifffile.TiffPage)
-        page.tags[_EXIF_POINTER].overwrite(offset)
+def _padded(content: bytes) -> bytes:
+    """Directories begin at even addresses."""
+    return content + b"\0" * (len(content) % 2)
+
+
+def _order(content: bytes) -> Literal["little", "big"]:
+    return "little" if content.startswith(b"II") else "big"
+
+
+def _integer(content: bytes, encoded: bytes) -> int:
+    return int.from_bytes(encoded, _order(content))
+
+
+def _bytes(content: bytes, number: int, length: int) -> bytes:
+    return number.to_bytes(length, _order(content))
+
+
+def _entries(content: bytes, offset: int) -> dict[int, bytes]:
+    """The entries of a TIFF's directory, 12 bytes each, by tag; addresses in them are of the whole file."""
+    count = _integer(content, content[offset : offset + 2])
+    found = [content[start : start + 12] for start in range(offset + 2, offset + 2 + 12 * count, 12)]
+    return {_integer(content, entry[:2]): entry for entry in found}

@@ -64,7 +64,7 @@ class TableDescription:
         unit: Unit of the metric and of the differences.
         decimals: Decimals shown.
         rows: The rows in order.
-        statistic: What the metric is of the per-image outcomes: a "proportion" in per cent, or their "median".
+        statistic: What the metric is of the per-image outcomes: a "proportion" in per cent, their "median" or "mean".
         outcome: Per-image outcome that the metric summarises.
         invariance: Metric that says by how much any image's outcome moves, and would be zero for an invariant network.
         invariance_title: Its name for readers.
@@ -82,7 +82,7 @@ class TableDescription:
     unit: str
     decimals: int
     rows: tuple[RowDescription, ...]
-    statistic: Literal["proportion", "median"]
+    statistic: Literal["proportion", "median", "mean"]
     outcome: str
     invariance: str
     invariance_title: str
@@ -354,7 +354,11 @@ def _interval(
         low, high = proportion_interval(round(value / 100 * record.n), record.n)
         return 100 * low, 100 * high
     values = outcomes.get(description.outcome, {}).get(key)
-    return None if values is None else median_interval(values)
+    if values is None:
+        return None
+    if description.statistic == "median":
+        return median_interval(values)
+    return paired_difference_interval(values, np.zeros(len(values)))[1:]
 
 
 def _paired(
@@ -378,4 +382,5 @@ def _paired(
     first, second = (np.stack([pair[i] for pair in both]) for i in (0, 1))
     if description.statistic == "median":
         return paired_median_difference(first, second)
-    return paired_difference_interval(100 * first.mean(0), 100 * second.mean(0))
+    scale = 100 if description.statistic == "proportion" else 1
+    return paired_difference_interval(scale * first.mean(0), scale * second.mean(0))
