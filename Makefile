@@ -4,18 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-# Of make reproduce-table1.
+# Of make reproduce-table<N>.
 FROM ?= released
 PRESET ?= fast
-SEED ?= 0
+SEED ?=
 RESULTS ?= runs/reproduction
+REPRODUCE = --from $(FROM) --preset $(PRESET) $(if $(SEED),--seed $(SEED)) --results $(RESULTS)
 
 # The stamp's name holds a checksum of what is installed and where, so that a changed lock, another branch or a moved
 # checkout installs again, while a mere change of the files' times does not.
 STAMP := $(VENV)/.installed-$(shell { pwd; cat requirements.lock pyproject.toml; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test reproduce-table1 tables figures benchmark clean-venv
+.PHONY: help install lint format test reproduce-table1 reproduce-table3 tables figures benchmark clean-venv
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,8 +45,11 @@ format: $(STAMP) ## Rewrite the code in the project's style
 test: lint ## Run lint, then all tests
 	$(PY) -m pytest
 
-reproduce-table1: $(STAMP) ## Table 1 and Figure 2 [FROM=released|scratch] [PRESET=fast|paper|smoke] [SEED=0] [RESULTS=runs/reproduction]
-	$(PY) scripts/reproduce.py table1 --from $(FROM) --preset $(PRESET) --seed $(SEED) --results $(RESULTS)
+reproduce-table1: $(STAMP) ## Table 1, Figures 2 and 3 [FROM=released|scratch] [PRESET=fast|paper|smoke] [SEED=] [RESULTS=runs/reproduction]
+	$(PY) scripts/reproduce.py table1 $(REPRODUCE)
+
+reproduce-table3: $(STAMP) ## Table 3, Figures 5 and 6, from the NUS images in OEN_DATA_DIR [FROM, PRESET, SEED, RESULTS likewise]
+	$(PY) scripts/reproduce.py table3 $(REPRODUCE)
 
 tables: $(STAMP) ## Render the tables and figures from the committed records
 	$(PY) scripts/render.py

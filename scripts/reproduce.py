@@ -12,16 +12,23 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import run_configuration
 from offset_equivariant.building import build_evaluation, build_network, load_split
+from offset_equivariant.building.common import build_representation
+from offset_equivariant.composition import plain_settings
 from offset_equivariant.config import ConfigError
+from offset_equivariant.data.illuminant_images import IlluminantDataError, IlluminantImages
+from offset_equivariant.data.labelled_images import LabelledImages
+from offset_equivariant.evaluation.corrections import correction_panel
 from offset_equivariant.evaluation.panel import first_of_each_class, prediction_panel
+from offset_equivariant.reporting.comparison import find_table
+from offset_equivariant.reporting.corrections import write_corrections
 from offset_equivariant.reporting.figures import render_figures
 from offset_equivariant.reporting.predictions import write_panel
 from offset_equivariant.reporting.records import (
@@ -33,16 +40,24 @@ from offset_equivariant.reporting.records import (
     record_path,
 )
 from offset_equivariant.reporting.summary import track_table
-from offset_equivariant.reporting.tables import TABLE1, build_table, render_markdown, write_tables
+from offset_equivariant.reporting.tables import build_table, render_markdown, write_tables
 from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
+from offset_equivariant.tasks.illuminant_estimation import Estimator, network_estimator
 from offset_equivariant.tasks.recognition import RecognitionEvaluation
 from offset_equivariant.training.loop import TrainingInterruptedError
 
 ROOT = provenance.repository_root()
 RELEASED = ROOT / "results"
-#: Rows of Figure 3, by the name to show.
-PANEL = {"original": "table1_original", "equivariant": "table1_equivariant"}
+#: Experiments of Figures 3 and 6, by the name to show.
+PANELS = {
+    "table1": {"original": "table1_original", "equivariant": "table1_equivariant"},
+    "table3": {"original": "table3_original", "equivariant, filled": "table3_equivariant_filled"},
+}
+#: Seeds of the networks that are released.
+SEEDS = {"table1": (0,), "table3": (0, 1, 2)}
+#: What a table's presets are called in conf/train, before the preset's own name.
+PRESETS = {"table1": "", "table3": "nus_"}
 
 
 def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
@@ -52,23 +67,24 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
     arguments.settings = list(settings)
     records: list[Record] = []
     missing: list[str] = []
-    for name in experiments_of(arguments.table):
-        composed = compose_experiment(name, arguments)
+    for name, seed in runs_of(arguments):
+        composed = compose_experiment(name, arguments, seed)
         if composed.weights is not None and not Path(composed.weights).exists():
-            missing.append(f"{name}: no weights are released at {composed.weights}; train them with FROM=scratch")
+            if seed == SEEDS[arguments.table][0] or arguments.seed is not None:
+                missing.append(f"{name}: no weights are released at {composed.weights}; train them with FROM=scratch")
             continue
         try:
             record = run_configuration(composed)
         except TrainingInterruptedError as interruption:
             print(interruption, file=sys.stderr)
             return interruption.exit_status
-        except (ConfigError, RunDirectoryError, RecordError, FileNotFoundError) as error:
+        except (ConfigError, RunDirectoryError, RecordError, IlluminantDataError, FileNotFoundError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
         assert record is not None
         records.append(record)
     if records:
-        draw_panel(arguments, {record.experiment for record in records})
+        draw_panel(arguments, {record.experiment: record.seed for record in reversed(records)})
         render(Path(arguments.results), arguments)
         compare_with_committed(records)
     for line in missing:
@@ -81,71 +97,118 @@ def experiments_of(table: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / "experiment").glob(f"{table}_*.yaml"))
 
 
+def runs_of(arguments: argparse.Namespace) -> list[tuple[str, int]]:
+    """Return experiments and seeds: of released networks all there can be, else the one asked for, or 0."""
+    seeds: Sequence[int] = [arguments.seed or 0]
+    if arguments.seed is None and arguments.source == "released":
+        seeds = SEEDS[arguments.table]
+    runs = [(name, seed) for name in experiments_of(arguments.table) for seed in seeds]
+    return [(name, seed) for name, seed in runs if seed == seeds[0] or not learns_nothing(name, arguments)]
+
+
+def learns_nothing(name: str, arguments: argparse.Namespace) -> bool:
+    """Whether an experiment trains no network: then its seed means nothing."""
+    return bool(compose_experiment(name, arguments, 0).train.steps == 0)
+
+
 def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=["table1"])
+    parser.add_argument("table", choices=list(PRESETS))
     parser.add_argument("--from", dest="source", choices=["released", "scratch"], default="released")
     parser.add_argument("--preset", choices=["fast", "paper", "smoke"], default="fast")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="default: every seed that is released, or 0 to train")
     parser.add_argument("--results", default="runs/reproduction", help="where records, tables and figures are written")
     parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
     arguments = parser.parse_args(words)
     return arguments
 
 
-def compose_experiment(name: str, arguments: argparse.Namespace) -> DictConfig:
-    """Compose the configuration of one row."""
+def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> DictConfig:
+    """Compose the configuration of one row at one seed."""
     overrides = [
         f"experiment={name}",
-        f"train={arguments.preset}",
-        f"seed={arguments.seed}",
+        f"train={PRESETS[arguments.table]}{arguments.preset}",
+        f"seed={seed}",
         f"logger={arguments.logger}",
         f"paths.results='{arguments.results}'",
     ]
-    if arguments.source == "released":
-        suffix = "" if arguments.preset == "fast" else f"_{arguments.preset}"
-        weights = released_weights_path(RELEASED, name + suffix, arguments.seed)
-        overrides += ["mode=evaluate", f"weights='{weights}'"]
     overrides += arguments.settings
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides)
+        composed = compose("config", overrides)
+        if arguments.source == "scratch":
+            return composed
+        suffix = "" if arguments.preset == "fast" else f"_{arguments.preset}"
+        weights = released_weights_path(RELEASED, name + suffix, seed)
+        given = [] if composed.train.steps == 0 else [f"weights='{weights}'"]
+        return compose("config", [*overrides, "mode=evaluate", *given])
 
 
-def draw_panel(arguments: argparse.Namespace, evaluated: set[str]) -> None:
-    """Classify Figure 3's images with the networks that were evaluated, where both are there."""
+def draw_panel(arguments: argparse.Namespace, evaluated: dict[str, int]) -> None:
+    """Show images to the networks that were evaluated, by experiment and seed, where all of the figure's are there."""
+    panel = PANELS[arguments.table]
+    if any(found_experiment(name, arguments) not in evaluated for name in panel.values()):
+        return
+    draw = draw_predictions if arguments.table == "table1" else draw_corrections
+    draw(arguments, {shown: open_run(name, arguments, evaluated) for shown, name in panel.items()})
+
+
+def found_experiment(name: str, arguments: argparse.Namespace) -> str:
+    """Return an experiment's name with its preset."""
+    return Run(plain_settings(compose_experiment(name, arguments, 0))).config.experiment
+
+
+def open_run(name: str, arguments: argparse.Namespace, evaluated: dict[str, int]) -> Run:
+    """Return the run of an experiment at the seed that was evaluated."""
+    seed = evaluated[found_experiment(name, arguments)]
+    return Run(plain_settings(compose_experiment(name, arguments, seed)))
+
+
+def draw_predictions(arguments: argparse.Namespace, runs: dict[str, Run]) -> None:
+    """Classify Figure 3's images."""
     networks: dict[str, RecognitionEvaluation] = {}
     digests: dict[str, str] = {}
-    seed = 0
-    for shown, name in PANEL.items():
-        settings = cast(dict[str, Any], OmegaConf.to_container(compose_experiment(name, arguments), resolve=True))
-        run = Run(settings)
-        if run.config.experiment not in evaluated:
-            return
+    for shown, run in runs.items():
         network = build_network(run.config)
         digests[shown] = run.find_weights(network).sha256
-        images = load_split(run.config, "evaluation")
-        networks[shown] = build_evaluation(run.config, network, images)
-        seed = run.config.distortion.seed
+        images = cast(LabelledImages, load_split(run.config, "evaluation"))
+        networks[shown] = cast(RecognitionEvaluation, build_evaluation(run.config, network, images))
+    seed = next(iter(runs.values())).config.distortion.seed
     indices = first_of_each_class(images.labels, 3)
     panel = prediction_panel(networks, images, indices, seed=seed, checkpoint_sha256=digests)
     write_panel(panel, Path(arguments.results) / "figures" / "figure3.npz")
 
 
+def draw_corrections(arguments: argparse.Namespace, runs: dict[str, Run]) -> None:
+    """Correct Figure 6's image, the first of the test images."""
+    estimators: dict[str, Estimator] = {}
+    digests: dict[str, str] = {}
+    for shown, run in runs.items():
+        network = build_network(run.config)
+        digests[shown] = run.find_weights(network).sha256
+        images = cast(IlluminantImages, load_split(run.config, "evaluation"))
+        estimators[shown] = network_estimator(network, build_representation(run.config))
+    seed = next(iter(runs.values())).config.distortion.seed
+    panel = correction_panel(estimators, images, 0, seed=seed, checkpoint_sha256=digests)
+    write_corrections(panel, Path(arguments.results) / "figures" / "figure6.npz")
+
+
 def render(results: Path, arguments: argparse.Namespace) -> None:
     """Write tables and figures, show the table, and mirror both to the tracker."""
     paths = [*write_tables(results), *render_figures(results)]
-    records = find_records(results, TABLE1.number)
-    table = build_table(TABLE1, records, outcomes=load_outcomes(results, records))
+    description = find_table(int(arguments.table.removeprefix("table")))
+    number = description.number
+    records = find_records(results, number)
+    table = build_table(description, records, outcomes=load_outcomes(results, records))
     tracker = make_tracker(
         arguments.logger,
         project="offset-equivariant",
-        name=f"table{TABLE1.number}",
-        group=f"table{TABLE1.number}",
+        name=f"table{number}",
+        group=f"table{number}",
         config=vars(arguments),
         directory=results,
     )
     try:
-        track_table(tracker, results, TABLE1.number)
+        track_table(tracker, results, number)
     finally:
         tracker.finish()
     print(render_markdown(table))
@@ -161,9 +224,12 @@ def compare_with_committed(records: list[Record]) -> None:
         committed = read_record(path)
         if committed.checkpoint_sha256 != record.checkpoint_sha256:
             continue
-        errors, before = record.metrics["error_percent"], committed.metrics["error_percent"]
-        furthest = max(abs(errors[s] - before[s]) for s in errors.keys() & before.keys())
-        print(f"{record.experiment}: largest difference from the committed record {furthest:.2f} points")
+        assert record.table is not None
+        description = find_table(record.table)
+        values, before = record.metrics[description.metric], committed.metrics[description.metric]
+        furthest = max(abs(values[s] - before[s]) for s in values.keys() & before.keys())
+        name = f"{record.experiment}, seed {record.seed}"
+        print(f"{name}: largest difference from the committed record {furthest:.2f} {description.unit}")
 
 
 if __name__ == "__main__":

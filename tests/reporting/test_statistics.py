@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from offset_equivariant.reporting.statistics import (
     ErrorSummary,
     mean_and_std,
+    median_interval,
     paired_difference_interval,
+    paired_median_difference,
     proportion_interval,
     summarise_errors,
 )
@@ -98,3 +101,28 @@ def test_error_summary_against_the_standard_library(errors):
 def test_errors_that_cannot_be_summarised_are_refused(errors, message):
     with pytest.raises(ValueError, match=message):
         summarise_errors(errors)
+
+
+def test_interval_of_a_median_is_that_of_order_statistics():
+    # Of n = 100: ranks 40 and 61, as tables of the sign test have them; outliers do not matter.
+    values = np.arange(1.0, 101.0)
+    values[-3:] = 1e6
+    low, high = median_interval(np.random.default_rng(0).permutation(values))
+    coverage = stats.binom.cdf(60, 100, 0.5) - stats.binom.cdf(39, 100, 0.5)
+    assert (low, high) == (40.0, 61.0) and coverage == pytest.approx(0.9648, abs=1e-4)
+    with pytest.raises(ValueError, match="at least 6"):
+        median_interval(np.arange(5.0))
+
+
+def test_paired_difference_of_medians():
+    rng = np.random.default_rng(1)
+    b = rng.gamma(2.0, 2.0, (3, 400))
+    difference, low, high = paired_median_difference(b + 0.5, b)
+    assert (difference, low, high) == pytest.approx((0.5, 0.5, 0.5))
+    other = rng.gamma(2.0, 2.0, (1, 400)) + 1
+    difference, low, high = paired_median_difference(other, b)
+    assert difference == pytest.approx(np.median(other) - np.median(b, axis=1).mean())
+    assert low < difference < high and 0.3 < high - low < 1.2
+    assert paired_median_difference(other, b) == (difference, low, high)
+    with pytest.raises(ValueError, match="shape"):
+        paired_median_difference(other[0], b[0])

@@ -84,8 +84,8 @@ def render_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def render_markdown(table: Table, heading: str = "#") -> str:
-    """Return the table as Markdown under a title of level ``heading``."""
+def render_markdown(table: Table, heading: str = "#", *, supplements: bool = True) -> str:
+    """Return the table as Markdown under a title of level ``heading``, with or without its further tables."""
     description, digits = table.description, table.description.decimals
     notes = list(dict.fromkeys(row.description.footnote for row in table.rows if row.description.footnote))
     header = ["Strategy", "Parameters: paper", "ours"]
@@ -116,7 +116,8 @@ def render_markdown(table: Table, heading: str = "#") -> str:
         blocks += ["Invariance, and paired differences on the same images under the same illuminants "
                    f"({'percentage points' if description.unit == '%' else description.unit}, 95 % interval):",
                    _markdown_rows(invariance)]  # fmt: skip
-    blocks += [block for supplement in description.supplements for block in _supplement(table, supplement, notes)]
+    if supplements:
+        blocks += [block for supplement in description.supplements for block in _supplement(table, supplement, notes)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -142,7 +143,7 @@ def write_tables(results: Path) -> list[Path]:
 
 def readme_block(results: Path) -> str:
     """Return the Markdown that stands between the README's markers."""
-    tables = [render_markdown(table, heading="###") for table in _tables(results)]
+    tables = [render_markdown(table, heading="###", supplements=False) for table in _tables(results)]
     return "\n".join(tables) or "No results have been recorded yet.\n"
 
 

@@ -211,8 +211,8 @@ class EstimationEvaluation:
     def _errors(self, batch: _OpenBatch, illuminants: Tensor) -> dict[str, Tensor]:
         """In double precision, on the CPU."""
         estimate = self._estimator(apply_illuminant(batch.linear, illuminants), batch.folds)
-        estimate = _as_light(estimate.cpu().double())
-        truth = _as_light(batch.truth * illuminants.cpu().double())
+        estimate = as_light(estimate.cpu().double())
+        truth = as_light(batch.truth * illuminants.cpu().double())
         values = (
             reproduction_angular_error(estimate, truth),
             reproduction_angular_error(estimate, truth, ratio="truth_over_estimate"),
@@ -260,6 +260,7 @@ def _statistics(method: str, linear: Tensor, folds: Tensor) -> Tensor:
     return BALANCING_METHODS[method](linear)
 
 
-def _as_light(illuminants: Tensor) -> Tensor:
+def as_light(illuminants: Tensor) -> Tensor:
+    """Return illuminants, ``(N, 3)``, of which an error can be taken: see :class:`EstimationEvaluation`."""
     largest = illuminants.amax(1, keepdim=True)
     return torch.where(largest > 0, illuminants.maximum(_SMALLEST_SHARE * largest), 1.0)
