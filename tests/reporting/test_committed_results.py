@@ -9,7 +9,7 @@ from offset_equivariant.reporting.comparison import TABLE1
 from offset_equivariant.reporting.figures import curves_csv
 from offset_equivariant.reporting.predictions import read_panel
 from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes, saturation_key
-from offset_equivariant.reporting.search import render_search
+from offset_equivariant.reporting.search import SEARCHES, render_search
 from offset_equivariant.reporting.tables import readme_block, render_tables, replace_block
 from offset_equivariant.training.weights import read_digests
 
@@ -79,10 +79,12 @@ def test_error_rates_are_those_of_the_outcomes(records):
             assert record.metrics["error_percent"][saturation] == pytest.approx(expected, abs=1e-9), (path, saturation)
 
 
-def test_search_is_what_its_records_say():
-    committed = RESULTS / "search" / "search.md"
-    records = find_records(RESULTS / "search")
-    assert records and committed.read_text(encoding="utf-8") == render_search(records), "run `make tables` and commit"
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_search_is_what_its_records_say(name):
+    committed = RESULTS / name / "search.md"
+    records = find_records(RESULTS / name)
+    rendered = render_search(records, SEARCHES[name])
+    assert records and committed.read_text(encoding="utf-8") == rendered, "run `make tables` and commit"
     assert not [record.experiment for record in records if record.flags]
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from offset_equivariant.reporting.search import render_search, write_search
+from offset_equivariant.reporting.search import SEARCHES, render_search, write_searches
 
 
 def runs(make_record):
@@ -24,7 +24,7 @@ def runs(make_record):
 
 
 def test_every_run_stands_best_first(make_record):
-    lines = [line for line in render_search(runs(make_record)).splitlines() if line.startswith(("| orig", "| equi"))]
+    lines = [line for line in render_search(runs(make_record), SEARCHES["search"]).splitlines() if line.startswith(("| orig", "| equi"))]
     assert [line.split(" | ")[:5] for line in lines] == [
         ["| equivariant", "0.2", "0.0005", "8", "14.00"],
         ["| original", "0.6", "0.0005", "8", "11.25"],
@@ -35,8 +35,8 @@ def test_every_run_stands_best_first(make_record):
 
 def test_test_images_are_refused(make_record):
     with pytest.raises(ValueError, match=r"original_lr0\.2 was measured on cifar10, not on validation images"):
-        render_search([replace(run, dataset="cifar10") for run in runs(make_record)])
+        render_search([replace(run, dataset="cifar10") for run in runs(make_record)], SEARCHES["search"])
 
 
 def test_nothing_is_written_without_records(tmp_path):
-    assert write_search(tmp_path) == []
+    assert write_searches(tmp_path) == []

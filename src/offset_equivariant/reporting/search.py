@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from offset_equivariant.reporting.records import Record, find_records
 from offset_equivariant.storage import replace_file
 
-_HEADER = (
-    "| Family | Learning rate | Weight decay | Epochs | Error (%) at S = 0.0 | 0.5 | 0.9 | Commit |\n"
-    "|---|--:|--:|--:|--:|--:|--:|---|"
-)
+
+@dataclass(frozen=True)
+class SearchDescription:
+    """What a search was for.
+
+    Attributes:
+        preset: The preset whose recipe was chosen.
+        metric: What decided, the smaller the better.
+        heading: Its name for readers, with the unit.
+        settings: Title of each column -> setting of the recipe, or of the model's ``family_options``.
+    """
+
+    preset: str
+    metric: str
+    heading: str
+    settings: Mapping[str, str]
 
 
-def render_search(records: Iterable[Record]) -> str:
-    """Return every run of the search, best first within each family of layers, by the error at S = 0.
+#: By the name of the folder below ``results``.
+SEARCHES = {
+    "search": SearchDescription(
+        "fast",
+        "error_percent",
+        "Error (%)",
+        {"Learning rate": "learning_rate", "Weight decay": "weight_decay", "Epochs": "epochs"},
+    ),
+    "search_nus": SearchDescription(
+        "nus_fast",
+        "median_reproduction_error_degrees",
+        "Median error (°)",
+        {
+            "Constraint": "constraint",
+            "Learning rate": "learning_rate",
+            "Weight decay": "weight_decay",
+            "Batch": "batch_size",
+            "Smallest crop": "smallest_crop",
+            "Epochs": "epochs",
+        },
+    ),
+}
+
+
+def render_search(records: Iterable[Record], description: SearchDescription) -> str:
+    """Return every run of the search, best first within each family of layers, by the metric at S = 0.
 
     Raises:
         ValueError: if a run was not measured on validation images: test images must not choose a recipe.
@@ -24,37 +62,44 @@ def render_search(records: Iterable[Record]) -> str:
     for run in runs:
         if not run.dataset.endswith("_validation"):
             raise ValueError(f"{run.experiment} was measured on {run.dataset}, not on validation images")
-    order = sorted(runs, key=lambda run: (run.row, run.metrics["error_percent"]["0.0"]))
-    lines = [_line(run) for run in order]
+    order = sorted(runs, key=lambda run: (run.row, run.metrics[description.metric]["0.0"]))
+    header = ["Family", *description.settings, f"{description.heading} at S = 0.0", "0.5", "0.9", "Commit"]
     n = sorted({run.n for run in runs})
     return "\n".join(
         [
-            "# Search for the recipe of `train=fast`",
+            f"# Search for the recipe of `train={description.preset}`",
             "",
-            f"Error on {', '.join(map(str, n))} images held out of the training set; one run each, seed 0. "
+            f"Measured on {', '.join(map(str, n))} images held out of the training set; one run each, seed 0. "
             "Best first within each family.",
             "",
-            _HEADER,
-            *lines,
+            f"| {' | '.join(header)} |",
+            f"|---|{'--:|' * (len(header) - 2)}---|",
+            *(_line(run, description) for run in order),
             "",
         ]
     )
 
 
-def write_search(folder: Path) -> list[Path]:
-    """Write ``folder/search.md`` of the records below ``folder``, where there are any, and return the paths."""
-    records = find_records(folder)
-    if not records:
-        return []
-    replace_file(folder / "search.md", render_search(records).encode())
-    return [folder / "search.md"]
+def write_searches(results: Path) -> list[Path]:
+    """Write ``search.md`` into every folder of ``SEARCHES`` that has records, and return the paths."""
+    paths = []
+    for name, description in SEARCHES.items():
+        if records := find_records(results / name):
+            replace_file(results / name / "search.md", render_search(records, description).encode())
+            paths.append(results / name / "search.md")
+    return paths
 
 
-def _line(run: Record) -> str:
-    recipe, errors = run.config["train"], run.metrics["error_percent"]
-    shown = " | ".join(f"{errors[s]:.2f}" if s in errors else "–" for s in ("0.0", "0.5", "0.9"))
+def _line(run: Record, description: SearchDescription) -> str:
+    options = run.config.get("model", {}).get("family_options", {})
+    chosen = [_shown({**options, **run.config["train"]}.get(name)) for name in description.settings.values()]
+    values = run.metrics[description.metric]
+    measured = [f"{values[s]:.2f}" if s in values else "–" for s in ("0.0", "0.5", "0.9")]
     marks = f" ({', '.join(run.flags)})" if run.flags else ""
-    return (
-        f"| {run.row}{marks} | {recipe['learning_rate']:g} | {recipe['weight_decay']:g} | {recipe['epochs']:g} "
-        f"| {shown} | {run.training_commits[0][:8]} |"
-    )
+    return f"| {' | '.join([run.row + marks, *chosen, *measured, run.training_commits[0][:8]])} |"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
