@@ -123,3 +123,37 @@ def test_statistics_are_those_of_the_configuration(monkeypatch, capsys):
     assert [line.strip() for line in printed] == [
         line.split("#")[0].strip() for line in configured[configured.index("statistics:") :]
     ]
+
+
+def test_table_3_from_scratch(tmp_path, capsys):
+    module = load_script("reproduce")
+    rows = ["table3_equivariant_filled", "table3_grey_world", "table3_original"]
+    module.experiments_of = lambda table: rows
+    words = ["dataset.options.images=99", "distortion.saturations=[0.0,0.5,0.9]", "runtime.threads=1"]
+    words += ["runtime.progress=false", f"paths.runs={tmp_path}/runs"]
+    given = [
+        "table3",
+        "--from",
+        "scratch",
+        "--preset",
+        "smoke",
+        "--logger",
+        "none",
+        "--results",
+        str(tmp_path / "results"),
+    ]
+    assert module.main(given, words) == 0
+    records = find_records(tmp_path / "results", table=3)
+    assert [record.experiment for record in records] == [f"{row}_smoke" for row in rows]
+    filled, grey, original = records
+    assert (filled.parameters, grey.parameters, original.parameters) == (196_668, 0, 203_939)
+    assert all(record.n == 99 and record.dataset == "nus_synthetic" and record.complete for record in records)
+    assert (grey.total_steps, grey.training_commits, grey.checkpoint_sha256) == (0, [], "")
+    for record in (filled, grey):
+        assert max(record.metrics["reproduction_error_change_degrees"].values()) < 0.01
+    text = (tmp_path / "results" / "tables" / "table3.md").read_text()
+    assert "Grey-world, on nus_synthetic" in text and "Color Cerberus on NUS" in text
+    for name in ("figure5.png", "figure6.png", "figure6.npz"):
+        assert (tmp_path / "results" / "figures" / name).stat().st_size > 5_000
+    trained = {path.parents[1].name for path in (tmp_path / "runs").rglob("weights.safetensors")}
+    assert trained == {"table3_equivariant_filled_smoke", "table3_original_smoke"}

@@ -256,6 +256,7 @@ def experiment_config(settings: Mapping[str, Any]) -> ExperimentConfig:
 
 def _check(config: ExperimentConfig) -> None:
     config.distortion.values()
+    _check_task(config)
     train, dataset, strategy = config.train, config.dataset, config.strategy
     if (train.epochs is None) == (train.steps is None):
         raise ConfigError("train: give either epochs or steps, and leave the other null")
@@ -271,7 +272,6 @@ def _check(config: ExperimentConfig) -> None:
             f"only {', '.join(dataset.statistics)}"
         )
     _check_representation(config)
-    _check_task(config)
     positive = {
         "train.epochs": train.epochs,
         "train.batch_size": train.batch_size,

@@ -24,7 +24,11 @@ def runs(make_record):
 
 
 def test_every_run_stands_best_first(make_record):
-    lines = [line for line in render_search(runs(make_record), SEARCHES["search"]).splitlines() if line.startswith(("| orig", "| equi"))]
+    lines = [
+        line
+        for line in render_search(runs(make_record), SEARCHES["search"]).splitlines()
+        if line.startswith(("| orig", "| equi"))
+    ]
     assert [line.split(" | ")[:5] for line in lines] == [
         ["| equivariant", "0.2", "0.0005", "8", "14.00"],
         ["| original", "0.6", "0.0005", "8", "11.25"],

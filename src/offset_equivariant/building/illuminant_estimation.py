@@ -66,7 +66,7 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
         check_arguments(statistical_estimator, options, "model.options")
         build: Callable[[], object] = lambda: statistical_estimator(**options)  # noqa: E731
     else:
-        check_arguments(ColorCerberus, options, "model.options", ("family",))
+        check_arguments(ColorCerberus.__init__, options, "model.options", ("self", "family"))
         build = lambda: _require_one_estimate(_build_one(config))  # noqa: E731
     check_arguments(_DATASETS[config.dataset.name], data_options, "dataset.options", ("directories",))
     return {"model": build, "model.representation": lambda: build_representation(config)}

@@ -56,7 +56,7 @@ def _balanced(linear: Tensor, method: str) -> Tensor:
 def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
     """Return, by group of settings, functions that fail where the group cannot be used."""
     jitter = config.strategy.jitter
-    check_arguments(CifarResNet, config.model.options, "model.options", _RESNET_ARGUMENTS)
+    check_arguments(CifarResNet.__init__, config.model.options, "model.options", _RESNET_ARGUMENTS)
     return {
         "model": lambda: build_network(config),
         "model.representation": lambda: build_pipeline(config),
@@ -66,7 +66,7 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
 
 
 #: All of them: decided by other settings.
-_RESNET_ARGUMENTS = ("depth", "classes", "family", "in_channels", "widths")
+_RESNET_ARGUMENTS = ("self", "depth", "classes", "family", "in_channels", "widths")
 
 
 def check_dataset(config: ExperimentConfig) -> None:
