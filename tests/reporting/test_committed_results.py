@@ -2,15 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from offset_equivariant.building.illuminant_estimation import load_estimators
+from offset_equivariant.data.nus_synthetic import synthetic_scenes
+from offset_equivariant.evaluation.sweep import sweep
 from offset_equivariant.provenance import file_sha256
-from offset_equivariant.reporting.comparison import TABLE1
+from offset_equivariant.reporting.comparison import TABLE1, TABLE3
+from offset_equivariant.reporting.corrections import read_corrections
 from offset_equivariant.reporting.figures import curves_csv
 from offset_equivariant.reporting.predictions import read_panel
 from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes, saturation_key
 from offset_equivariant.reporting.search import SEARCHES, render_search
 from offset_equivariant.reporting.tables import readme_block, render_tables, replace_block
+from offset_equivariant.tasks.illuminant_estimation import CHANGE, EstimationEvaluation
 from offset_equivariant.training.weights import read_digests
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +35,38 @@ def test_every_experiment_of_table_1_is_recorded_and_complete(records):
     for record in table1.values():
         assert (record.complete, record.flags, record.n, record.dataset) == (True, (), 10_000, "cifar10")
         assert len(record.metrics["error_percent"]) == 11
+
+
+def test_every_experiment_of_table_3_is_recorded_and_complete(records):
+    experiments = {path.stem for path in (ROOT / "conf" / "experiment").glob("table3_*.yaml")}
+    table3 = {record.experiment: record for record in records if record.table == 3 and record.seed == 0}
+    assert table3.keys() <= experiments
+    assert {name for name in experiments if "unseen" not in name} <= table3.keys()
+    for record in (record for record in records if record.table == 3):
+        assert (record.complete, record.flags, record.n, record.dataset) == (True, (), 1853, "nus")
+        assert len(record.metrics["median_reproduction_error_degrees"]) == 11
+        if record.total_steps:
+            assert record.config["train"]["preset"] == "fast"
+
+
+def test_errors_of_the_exactly_equivariant_networks_do_not_depend_on_the_light(records):
+    filled = [record for record in records if record.row.startswith("equivariant_filled") and record.table == 3]
+    assert filled
+    for record in filled:
+        changes = record.metrics["reproduction_error_change_degrees"]
+        assert max(value for saturation, value in changes.items() if float(saturation) <= 0.9) < 0.01
+    other = [record for record in records if record.experiment == "table3_original"]
+    assert min(record.metrics["reproduction_error_change_degrees"]["0.9"] for record in other) > 10
+
+
+def test_the_released_networks_follow_the_light_on_other_images_too():
+    scenes = synthetic_scenes(27)
+    for path in sorted((RESULTS / "checkpoints").glob("table3_equivariant_filled-seed*.safetensors")):
+        for estimator in load_estimators(path):
+            evaluation = EstimationEvaluation(lambda linear, folds, of=estimator: of(linear), scenes)
+            found = sweep(evaluation, (0.0, 0.3, 0.6, 0.9))
+            assert max(found.metrics[CHANGE].values()) < 0.01
+            assert np.median(found.outcomes["reproduction_error_degrees"][0.0]) < 15
 
 
 def test_tables(records):
@@ -51,6 +89,23 @@ def test_figure2_source(records):
     assert (RESULTS / "figures" / "figure2.svg").exists() and (RESULTS / "figures" / "figure2.png").exists()
 
 
+def test_figure5_source(records):
+    table3 = [record for record in records if record.table == 3]
+    committed = (RESULTS / "figures" / "figure5.csv").read_text(encoding="utf-8")
+    assert committed == curves_csv(TABLE3, table3), "run `make figures` and commit results/figures"
+
+
+def test_figure6_shows_recorded_weights_and_errors(records):
+    panel = read_corrections(RESULTS / "figures" / "figure6.npz")
+    shown = {"original": "table3_original", "equivariant, filled": "table3_equivariant_filled"}
+    weights = {record.experiment: record.checkpoint_sha256 for record in records if record.seed == 0}
+    assert panel.checkpoint_sha256 == {title: weights[experiment] for title, experiment in shown.items()}
+    for title, experiment in shown.items():
+        errors = read_outcomes(outcomes_path(RESULTS, experiment, 0))["reproduction_error_degrees"]
+        recorded = [errors[saturation_key(s)][0] for s in panel.saturations]
+        np.testing.assert_allclose(panel.errors[title], recorded, atol=0.01)
+
+
 def test_figure3_shows_recorded_weights(records):
     panel = read_panel(RESULTS / "figures" / "figure3.npz")
     shown = {network: f"table1_{network}" for network in ("original", "equivariant")}
@@ -68,6 +123,14 @@ def test_figure3_shows_recorded_weights(records):
 def test_no_record_comes_from_a_dirty_tree(records):
     dirty = [f"{r.experiment}, seed {r.seed}" for r in records if r.dirty or r.training_dirty]
     assert not dirty, "commit first, then train and evaluate again"
+
+
+def test_medians_are_those_of_the_outcomes(records):
+    for record in (record for record in records if record.table == 3):
+        errors = read_outcomes(outcomes_path(RESULTS, record.experiment, record.seed))
+        for name in ("reproduction_error_degrees", "recovery_error_degrees"):
+            for saturation, values in errors[name].items():
+                assert record.metrics[f"median_{name}"][saturation] == pytest.approx(np.median(values), abs=1e-5)
 
 
 def test_error_rates_are_those_of_the_outcomes(records):
@@ -92,4 +155,4 @@ def test_released_weights_are_listed_and_recorded():
     released = sorted((RESULTS / "checkpoints").glob("*.safetensors"))
     digests = {path.name: file_sha256(path) for path in released}
     assert digests == read_digests(RESULTS / "checkpoints")
-    assert set(digests.values()) == {record.checkpoint_sha256 for record in find_records(RESULTS)}
+    assert set(digests.values()) == {r.checkpoint_sha256 for r in find_records(RESULTS) if r.total_steps}
