@@ -97,7 +97,7 @@ def measure_settings(device: torch.device, rounds: int, *, with_compiler: bool) 
             try:
                 first[network, setting] = compilation_seconds(run)
             except Exception as error:
-                print(f"{network}, {setting}: {str(error).splitlines()[0]}")
+                print(f"{network}, {setting}: {(str(error) or type(error).__name__).splitlines()[0]}")
                 continue
             subjects[network, setting] = run
     names = {f"{network} {setting}": (network, setting) for network, setting in subjects}

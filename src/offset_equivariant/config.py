@@ -152,7 +152,8 @@ class RuntimeConfig:
     """Where and how fast to compute; nothing here changes what is computed, but for rounding."""
 
     device: Literal["auto", "cuda", "mps", "cpu"]
-    #: None: what was fastest on this device, see :mod:`offset_equivariant.performance.settings`.
+    #: None: in image recognition what was fastest on this device, see :mod:`offset_equivariant.performance.settings`;
+    #: elsewhere channels-last, and no compiler.
     channels_last: bool | None
     compile: bool | None
     threads: int | None

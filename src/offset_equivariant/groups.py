@@ -51,6 +51,10 @@ def split_groups(x: Tensor, offset_groups: int) -> Tensor:
     Raises:
         ValueError: if ``x`` has no channel axis, or its channels are not divisible by the groups.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"expected a tensor, got {type(x).__name__}; of feature maps with their offset beside them, give .joined()"
+        )
     if x.ndim < 2:
         raise ValueError(f"expected a batch with channels, (N, C, ...), got a tensor of shape {tuple(x.shape)}")
     channels_per_group(x.shape[1], offset_groups)

@@ -196,3 +196,47 @@ def test_the_conventional_counterpart_is_torchs(with_shortcut):
     expected = norm(x) + shortcut if with_shortcut else norm(x)
     assert torch.equal(layer(x, shortcut) if with_shortcut else layer(x), expected.relu())
     assert torch.equal(layer.running_var, norm.running_var)
+
+
+def strange_layouts():
+    whole = torch.randn(3, 6, 9, 8, generator=torch.Generator().manual_seed(3))
+    return {
+        "expanded rows": torch.randn(3, 1, 4, 6).permute(0, 3, 1, 2).expand(3, 6, 8, 4),
+        "expanded images": whole[:1].to(memory_format=torch.channels_last).expand(3, -1, -1, -1),
+        "every other row": whole[:, :, ::2],
+        "transposed": whole.transpose(2, 3),
+        "channels-last": whole.to(memory_format=torch.channels_last),
+    }
+
+
+@pytest.mark.parametrize("layout", list(strange_layouts()))
+@pytest.mark.parametrize("border", [0, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_layout_in_memory_does_not_matter(layout, border, training):
+    x = strange_layouts()[layout]
+    module = BatchNormReLU(6, border=border).train(training)
+    found = []
+    for given in (x, x.contiguous()):
+        shortcut = given.flip(0)
+        y = module(oe.nn.shifted.unshifted(given, 3), oe.nn.shifted.unshifted(shortcut, 3))
+        found.append(y.joined())
+        if border:
+            torch.testing.assert_close(y.padded[:, :, 1:-1, 1:-1], y.values)
+    torch.testing.assert_close(*found)
+
+
+def test_other_channels_groups_and_kinds_are_refused():
+    features = oe.nn.TakeOutOffset()(torch.randn(2, 6, 4, 4))
+    with pytest.raises(ValueError, match=r"expected num_features = 9 channels, got shape \(2, 6, 4, 4\)"):
+        BatchNormReLU(9)(features)
+    with pytest.raises(ValueError, match="offsets of 3 groups, but this layer has offset_groups = 2"):
+        BatchNormReLU(6, offset_groups=2)(features)
+    with pytest.raises(ValueError, match="offsets of 3 groups, but this layer has offset_groups = 1"):
+        oe.nn.Conv2d(6, 6, 3, padding=1, offset_groups=1)(features)
+    with pytest.raises(ValueError, match="offsets of 3 groups, but this layer has offset_groups = 2"):
+        oe.nn.OptionAShortcut(6, 6, 2, offset_groups=2)(features)
+    with pytest.raises(TypeError, match="the branch is ShiftedFeatures, but the shortcut is Tensor"):
+        BatchNormReLU(6)(features, torch.randn(2, 6, 4, 4))
+    for taker in (lambda x: BatchNormReLU(6)(torch.randn(2, 6, 4, 4), x), oe.nn.ReLU()):
+        with pytest.raises(TypeError, match=r"ShiftedFeatures.*\.joined\(\)"):
+            taker(features)

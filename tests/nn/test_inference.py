@@ -66,6 +66,7 @@ def test_stays_equivariant():
     report = check_equivariance(fuse_for_inference(network), (2, 3, 16, 16), output="mean")
     # In the precision in which the weights satisfied the constraint when they were folded.
     assert report.worst(torch.float64) <= 1e-12, f"\n{report}"
+    assert report.equivariant, f"\n{report}"  # in single precision too
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -120,3 +121,42 @@ class Branching(nn.Module):
 def test_a_network_that_cannot_be_traced_is_named():
     with pytest.raises(ValueError, match=r"Branching cannot be traced by torch\.fx"):
         fuse_for_inference(Branching())
+
+
+class OfTensors(nn.Module):
+    """Passes tensors, and names its arguments."""
+
+    def __init__(self, family):
+        super().__init__()
+        self.conv1, self.bn1 = family.conv2d(3, 6, 3, padding=1), family.batch_norm_relu(6)
+        self.conv2, self.bn2 = family.conv2d(6, 6, 3, padding=1), family.batch_norm_relu(6)
+
+    def forward(self, x):
+        y = self.bn1(input=self.conv1(x))
+        return self.bn2(self.conv2(y), shortcut=y)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_networks_that_pass_tensors_are_folded_too(family):
+    torch.manual_seed(0)
+    network = OfTensors(family).double()
+    project_(network)
+    for _ in range(3):
+        network(random_images(4, 3, 8, 8).double() * 2 + 1)
+    network.eval()
+    fused, images = fuse_for_inference(network), random_images(4, 3, 8, 8).double()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(fused(images), network(images), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_networks_of_half_precision_run(family):
+    torch.manual_seed(0)
+    network = CifarResNet(8, 10, family).eval()
+    images = torch.rand(2, 3, 16, 16)
+    expected = network(images)
+    for half in (network.bfloat16(), fuse_for_inference(network)):
+        found = half(images.bfloat16())
+        assert (
+            found.dtype == torch.bfloat16 and (found.float() - expected).abs().max() < 0.1 * expected.abs().max() + 0.05
+        )

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from offset_equivariant.building import recognition
+from offset_equivariant.config import experiment_config
 from offset_equivariant.performance.settings import (
     UNMEASURED,
     CompiledOrEager,
@@ -39,9 +41,28 @@ def results(tmp_path):
 
 @pytest.mark.parametrize(("steps", "compiled"), [(0, False), (1999, False), (2001, True)])
 def test_compiling_has_to_pay_over_the_training(results, steps, compiled):
-    setting = fastest_setting("conventional", steps, CPU, results)
-    assert setting.compile is compiled
-    assert setting.channels_last or not steps
+    assert fastest_setting("conventional", steps, CPU, results) == Setting(True, compiled)
+
+
+def test_what_is_decided_already_is_kept(results):
+    def fastest(**decided):
+        return fastest_setting("conventional", 10**6, CPU, results, **decided)
+
+    assert fastest(compile=False) == Setting(True, False) and fastest(channels_last=False) == Setting(False, False)
+    assert fastest(channels_last=False, compile=True) == Setting(False, True)  # which was not measured
+
+
+def test_a_training_asks_the_table_unless_it_is_told(results, make_settings, monkeypatch):
+    monkeypatch.setattr(recognition, "repository_root", lambda: results.parent)
+    results.rename(results.parent / "results")
+
+    def setting(*words):
+        config = experiment_config(make_settings("experiment=table1_original", *words))
+        return recognition.runtime_setting(config, CPU)
+
+    assert setting() == Setting(True, True) and setting("train.epochs=1") == Setting(True, False)
+    assert setting("mode=evaluate") == setting("runtime.compile=false") == Setting(True, False)
+    assert setting("runtime.channels_last=false") == Setting(False, False)
 
 
 def test_what_was_not_measured_has_the_default(results, tmp_path):
@@ -72,6 +93,26 @@ def test_a_compiler_that_fails_is_done_without_and_said_once(caplog, monkeypatch
         assert torch.equal(network(torch.ones(2)), 2 * torch.ones(2))
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "torch.compile failed" in warning.message and "no compiler here" in warning.message
+
+
+def test_a_compiler_that_fails_at_the_gradients_is_done_without_before_any_step(caplog, monkeypatch):
+    from torch._dynamo.backends.common import aot_autograd
+
+    def failing(graph, inputs):
+        raise AssertionError("wrong strides")
+
+    torch.compiler.reset()
+    compile, backend = torch.compile, aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=failing)
+    monkeypatch.setattr(torch, "compile", lambda module: compile(module, backend=backend))
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    x, state, before = torch.randn(5, 3), torch.get_rng_state(), {k: v.clone() for k, v in module.state_dict().items()}
+    found = CompiledOrEager(module)(x)
+    found.sum().backward()
+    assert "wrong strides" in caplog.text
+    module.load_state_dict(before)
+    torch.set_rng_state(state)
+    torch.testing.assert_close(module(x), found)
 
 
 def test_a_compiled_network_computes_the_same(monkeypatch):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from offset_equivariant.color import AbsoluteClipping, ColorJitter, balance, grey_world, linear_to_srgb, srgb_to_linear
 from offset_equivariant.color.representation import Representation, decode_srgb
@@ -8,7 +9,7 @@ from offset_equivariant.data import synthetic_images
 from offset_equivariant.data.batches import EpochOrder, random_crop_and_flip, step_generator
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn.constraint import ConstrainedWeight, constraint_error, project_
-from offset_equivariant.nn.families import OffsetEquivariant
+from offset_equivariant.nn.families import FAMILIES, OffsetEquivariant
 from offset_equivariant.tasks.recognition import (
     Augmentation,
     InputPipeline,
@@ -225,3 +226,25 @@ def test_outcomes_of_one_image_by_hand():
     assert torch.equal(found["error"], after.argmax(1) != images.labels)
     assert torch.equal(found["posterior_change"], (after - before).abs().max(1).values)
     assert network.modes == [False, False]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses to read a number from a tensor, for which a GPU would be waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket
+        assert name not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), "a value was read"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["conventional", "offset_equivariant"])
+def test_a_step_reads_nothing_from_the_device(family):
+    network = CifarResNet(8, 10, FAMILIES[family]())
+    images = synthetic_images("train", n_train=64)
+    representation = Representation("srgb", (0.5,) * 3, (0.25,) * 3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    options = {"batch_size": 16, "seed": 0, "label_smoothing": 0.1}
+    task = RecognitionTraining(network, optimizer, images, InputPipeline(representation), Augmentation(), **options)
+    task.training_step(0, 1.0)
+    with NoWaiting():
+        task.training_step(1, 1.0)

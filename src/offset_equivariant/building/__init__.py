@@ -110,7 +110,7 @@ def headline_metric(config: ExperimentConfig) -> tuple[str, str]:
 
 
 def runtime_setting(config: ExperimentConfig, device: torch.device) -> Setting:
-    """Return layout and compilation: those configured, else what makes this training fastest on this device."""
+    """Return layout and compilation: those configured, else what the task's module takes for the fastest."""
     return _builder(config).runtime_setting(config, device)
 
 

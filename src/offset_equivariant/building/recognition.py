@@ -150,9 +150,11 @@ def runtime_setting(config: ExperimentConfig, device: torch.device) -> Setting:
     """Return layout and compilation: those configured, else what makes this training fastest on this device."""
     images = describe_dataset(config.dataset.name, **config.dataset.options).images["train"]
     steps_per_epoch = (images - config.dataset.validation_images) // config.train.batch_size
-    steps = 0 if config.mode == "evaluate" else config.train.total_steps(steps_per_epoch)
-    fastest = fastest_setting(config.model.family, steps, device, repository_root() / "results")
-    chosen, compiled = config.runtime.channels_last, config.runtime.compile
-    return Setting(
-        fastest.channels_last if chosen is None else chosen, fastest.compile if compiled is None else compiled
+    return fastest_setting(
+        config.model.family,
+        config.train.total_steps(steps_per_epoch),
+        device,
+        repository_root() / "results",
+        channels_last=config.runtime.channels_last,
+        compile=False if config.mode == "evaluate" else config.runtime.compile,
     )

@@ -6,8 +6,8 @@ over the pixels of each image, so that few passes over z remain, and what is mad
 channel, costs next to nothing.
 
 **Derivation.** Feature maps are :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, values v and shift s; their
-offset goes past. With :math:`\mu_{nc}, v_{nc}` the mean and variance of channel c of image n, and G left out where an
-index shows it:
+offset is passed on unchanged. With :math:`\mu_{nc}, v_{nc}` the mean and variance of channel c of image n, and g the
+group of the channel:
 
 1. φ(z) is the mean of μ over the group's channels: :math:`\varphi_{ng}`. The centred channel has the mean
    :math:`d_{nc} = \mu_{nc} - \varphi_{ng}` and the same variance.
@@ -20,6 +20,10 @@ index shows it:
    group's mean of :math:`a_c (d_{nc} - M_c) + \beta_c`, plus :math:`\varphi_{ng}`.
 
 So the new values are ``relu(scale * v [+ v of x] + bias)``, sparse like any rectifier's, and the new shift is φ(h).
+
+**Precision.** What leaves this module is as exact as the plain composition's whatever the offset. The gradient of γ is
+a difference of two sums, and loses digits as the mean of a channel's values grows against their spread: 2e-4 of it, in
+single precision, at a thousand times. Values have small means once the offset was taken out at the entrance.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ from offset_equivariant.nn.fused_passes import (
     normalise_and_rectify,
 )
 from offset_equivariant.nn.padding import fold_border_, write_border_
-from offset_equivariant.nn.shifted import ShiftedFeatures, unshifted
+from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups, require_tensor, unshifted
 
 
 class BatchNormReLU(nn.BatchNorm2d):
@@ -92,12 +96,17 @@ class BatchNormReLU(nn.BatchNorm2d):
         if isinstance(input, ShiftedFeatures):
             return self._rectified(input, shortcut)
         self._check_input_dim(input)
-        wrapped = None if shortcut is None else unshifted(shortcut, self.offset_groups)
+        wrapped = None if shortcut is None else unshifted(require_tensor(shortcut), self.offset_groups)
         return self._rectified(unshifted(input, self.offset_groups), wrapped).joined().to(input.dtype)
 
     def _rectified(self, z: ShiftedFeatures, x: ShiftedFeatures | None) -> ShiftedFeatures:
         assert self.running_mean is not None and self.running_var is not None
         self._check_input_dim(z.values)
+        require_groups(z, self.offset_groups)
+        if z.shape[1] != self.num_features:
+            raise ValueError(f"expected num_features = {self.num_features} channels, got shape {tuple(z.shape)}")
+        if x is not None and not isinstance(x, ShiftedFeatures):
+            raise TypeError(f"the branch is ShiftedFeatures, but the shortcut is {type(x).__name__}: give both alike")
         if x is not None and x.shape != z.shape:  # broadcasting would merge what does not belong together
             raise ValueError(f"the shortcut has shape {tuple(x.shape)}, the branch {tuple(z.shape)}")
         if self.training and z.values[:, 0].numel() < 2:
@@ -182,14 +191,12 @@ class _NormaliseAndRectify(torch.autograd.Function):
 
 def room_with_border(like: Tensor, border: int) -> tuple[Tensor, Tensor]:
     """Room for values shaped and laid out as ``like``, and the same with a border around it."""
+    # Said outright: an expanded tensor that looks channels-last would have a like of another layout.
+    layout = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    shape = (*like.shape[:2], like.shape[2] + 2 * border, like.shape[3] + 2 * border)
+    padded = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
     if not border:
-        return torch.empty_like(like), like.new_empty(0)
-    padded = torch.empty(
-        (*like.shape[:2], like.shape[2] + 2 * border, like.shape[3] + 2 * border),
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last if is_channels_last(like) else torch.contiguous_format,
-    )
+        return padded, like.new_empty(0)
     return padded[:, :, border:-border, border:-border], padded
 
 

@@ -21,10 +21,10 @@ from offset_equivariant.nn.fused import BatchNormReLU, ConventionalBatchNormReLU
 from offset_equivariant.nn.fused_passes import Layout, over_pixels, pixel_mean, shortcut_level, spread_mean
 from offset_equivariant.nn.layers import Conv2d
 from offset_equivariant.nn.padding import write_border_
-from offset_equivariant.nn.shifted import ShiftedFeatures
+from offset_equivariant.nn.shifted import ShiftedFeatures, require_tensor, unshifted
 
 #: Stands for a scale of zero, whose channel still counts in its group's mean.
-_LEAST_SCALE = 1e-12
+_LEAST_SCALE = 1e-30
 
 
 class FoldedBatchNormReLU(nn.Module):
@@ -40,7 +40,14 @@ class FoldedBatchNormReLU(nn.Module):
         self.offset_groups = offset_groups
         self.border = border
 
-    def forward(self, z: ShiftedFeatures, x: ShiftedFeatures | None = None) -> ShiftedFeatures:
+    def forward(self, input: Any, shortcut: Any = None) -> Any:
+        """As :meth:`BatchNormReLU.forward`, of the folded convolution's output."""
+        if isinstance(input, ShiftedFeatures):
+            return self._rectified(input, shortcut)
+        wrapped = None if shortcut is None else unshifted(require_tensor(shortcut), self.offset_groups)
+        return self._rectified(unshifted(input, self.offset_groups), wrapped).joined().to(input.dtype)
+
+    def _rectified(self, z: ShiftedFeatures, x: ShiftedFeatures | None) -> ShiftedFeatures:
         level = pixel_mean(z.values, z.shift.dtype) + z.shift
         group = spread_mean(level / self.scale, self.offset_groups)
         constant = self.constant - self.scale * group
@@ -77,10 +84,11 @@ def fuse_for_inference(network: nn.Module) -> nn.Module:
     """Return a copy of ``network`` for inference, in evaluation mode, with the running statistics in its weights.
 
     Every convolution whose output goes to one ``BatchNormReLU`` alone is folded with it, in either layer family.
-    The result computes the same up to rounding, takes no gradient, and can be given to ``torch.export`` and ONNX.
+    The result computes the same up to rounding, has no gradients, not even of its input, and can be given to
+    ``torch.export`` and ONNX.
 
     Args:
-        network: one that ``torch.fx`` can trace, without branches that depend on the data.
+        network: one that ``torch.fx`` can trace, without branches that depend on the data or its shape.
 
     Raises:
         ValueError: if it cannot be traced, or nothing in it can be folded.
@@ -104,7 +112,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         inside = m.__module__.startswith("offset_equivariant.nn.")
-        return inside or super().is_leaf_module(m, module_qualified_name)
+        derived = isinstance(m, BatchNormReLU | ConventionalBatchNormReLU | ConstrainedWeight)
+        return inside or derived or super().is_leaf_module(m, module_qualified_name)
 
 
 def _foldable(network: nn.Module) -> list[tuple[str, str]]:
@@ -119,7 +128,8 @@ def _foldable(network: nn.Module) -> list[tuple[str, str]]:
             calls[node.target] = calls.get(node.target, 0) + 1
     pairs = []
     for node in graph.nodes:
-        source = node.args[0] if node.op == "call_module" and node.args else None
+        given = node.args[0] if node.args else node.kwargs.get("input")
+        source = given if node.op == "call_module" else None
         if isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
             names = str(source.target), str(node.target)
             modules = [network.get_submodule(name) for name in names]
@@ -140,6 +150,8 @@ def _fit(convolution: nn.Module, norm: nn.Module) -> bool:
 def _fold(convolution: Any, norm: Any) -> nn.Module:
     """Fold the statistics into the convolution, in place and in double precision; return what takes norm's place."""
     dtype = convolution.weight.dtype
+    device = convolution.weight.device
+    convolution, norm = convolution.cpu(), norm.cpu()  # not every device has double precision
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     if isinstance(norm, BatchNormReLU):
         scale = torch.where(scale.abs() < _LEAST_SCALE, _LEAST_SCALE, scale)
@@ -149,6 +161,9 @@ def _fold(convolution: Any, norm: Any) -> nn.Module:
     if isinstance(norm, BatchNormReLU):
         convolution.holds_scaled_weight = True
         convolution.bias = nn.Parameter((scale * bias).to(dtype).expand_as(scale), requires_grad=False)
-        return FoldedBatchNormReLU(scale.to(dtype), constant.to(dtype), norm.offset_groups, norm.border)
-    convolution.bias = nn.Parameter((scale * bias + constant).to(dtype), requires_grad=False)
-    return MergeReLU()
+        folded: nn.Module = FoldedBatchNormReLU(scale.to(dtype), constant.to(dtype), norm.offset_groups, norm.border)
+    else:
+        convolution.bias = nn.Parameter((scale * bias + constant).to(dtype), requires_grad=False)
+        folded = MergeReLU()
+    convolution.to(device)
+    return folded.to(device)

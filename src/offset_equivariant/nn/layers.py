@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from offset_equivariant.groups import channels_per_group
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
 from offset_equivariant.nn.padding import PADDING_MODES, pad
-from offset_equivariant.nn.shifted import ShiftedFeatures
+from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups
 
 
 class Linear(ConstrainedWeight, nn.Linear):
@@ -102,6 +102,7 @@ class _Conv(ConstrainedWeight):
         weight, bias = self.weight, cast("Tensor | None", self.bias)
         if not isinstance(input, ShiftedFeatures):
             return self._conv_forward(input, weight, bias)
+        require_groups(input, self.offset_groups)
         if self.padding_mode == "replicate" and set(self._reversed_padding_repeated_twice) == {input.border}:
             source = input.values if input.padded is None else input.padded
             values = self._convolve(source, weight, None, self.stride, 0, self.dilation, self.groups)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from offset_equivariant.groups import add_offset, channels_per_group, expand_groups, group_mean, split_groups
-from offset_equivariant.nn.shifted import ShiftedFeatures, without_offset
+from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups, without_offset
 
 ShortcutPadding = Literal["inside_groups", "end"]
 
@@ -85,6 +85,7 @@ class OptionAShortcut(nn.Module):
         return self._shortened(x)
 
     def _shortened(self, x: ShiftedFeatures) -> ShiftedFeatures:
+        require_groups(x, self.offset_groups)
         x = x._replace(values=x.values[:, :, :: self.stride, :: self.stride], padded=None)
         mean = group_mean(x.channel_means(), self.offset_groups)
         # New channels have the value zero and the shift mean; those that move into another group leave their mean.

@@ -66,6 +66,34 @@ def unshifted(x: Tensor, offset_groups: int) -> ShiftedFeatures:
     return ShiftedFeatures(x.to(wide), zeros, zeros.new_zeros(len(x), offset_groups))
 
 
+def require_groups(x: ShiftedFeatures, offset_groups: int) -> None:
+    """Refuse feature maps whose offsets are of another number of groups than a layer's.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    if x.offset.shape[1] != offset_groups:
+        raise ValueError(
+            f"the feature maps carry the offsets of {x.offset.shape[1]} groups, but this layer has offset_groups = "
+            f"{offset_groups}; give the same number to TakeOutOffset and to every layer"
+        )
+
+
+def require_tensor(x: object) -> Tensor:
+    """Refuse feature maps with their offsets beside them where only a tensor can be taken.
+
+    Raises:
+        TypeError: says what to do.
+    """
+    if isinstance(x, ShiftedFeatures):
+        raise TypeError(
+            "expected a tensor, got ShiftedFeatures, which only convolutions, BatchNormReLU, OptionAShortcut and "
+            "GlobalAveragePool take; pass on .joined()"
+        )
+    assert isinstance(x, Tensor)
+    return x
+
+
 def without_offset(x: Tensor, offset_groups: int) -> ShiftedFeatures:
     """Take the group means φ(x) out of ``x``, ``(N, C, *spatial)``, and carry them beside it.
 
@@ -102,5 +130,5 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: FeatureMaps) -> Tensor:
         if isinstance(x, ShiftedFeatures):
-            return x.channel_means() + expand_groups(x.offset, x.shape[1])
+            return (x.channel_means() + expand_groups(x.offset, x.shape[1])).to(x.values.dtype)
         return x.flatten(2).mean(2)

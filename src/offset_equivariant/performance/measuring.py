@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offset_equivariant.nn.fused import BatchNormReLU, ConventionalBatchNormReLU
 from offset_equivariant.performance.settings import Setting
-from offset_equivariant.performance.subjects import Size, build, training_of
+from offset_equivariant.performance.subjects import PlainBatchNormReLU, Size, build, training_of
 
 
 def synchronise(device: torch.device) -> None:
@@ -71,7 +71,7 @@ def training_floor(network: str, size: Size, limits: Mapping[str, float], device
     images = torch.rand(size.batch, size.offset_groups, size.side, size.side, device=device)
     sizes: list[int] = []
     for part in module.modules():
-        if isinstance(part, torch.nn.Conv2d | BatchNormReLU | ConventionalBatchNormReLU):
+        if isinstance(part, torch.nn.Conv2d | BatchNormReLU | ConventionalBatchNormReLU | PlainBatchNormReLU):
             part.register_forward_hook(lambda _, __, y: sizes.append(y.shape.numel()))
     with FlopCounterMode(display=False) as counter:
         module(images).sum().backward()
@@ -127,10 +127,13 @@ def _two_steps(network: str, size: Size, setting: Setting, device: torch.device)
 def operator_times(run: Callable[[], object], rounds: int = 5, shown: int = 12) -> dict[str, float]:
     """Return by operator, the costliest first, the ms of one call that it spends in itself; the rest as ``others``."""
     run()
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
         for _ in range(rounds):
             run()
-    times = {event.key: event.self_cpu_time_total / rounds / 1000 for event in profiler.key_averages()}
+    field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    times = {event.key: getattr(event, field) / rounds / 1000 for event in profiler.key_averages()}
     order = sorted(times, key=lambda key: -times[key])
     return {key: times[key] for key in order[:shown]} | {"others": sum(times[key] for key in order[shown:])}
 

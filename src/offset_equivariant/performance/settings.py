@@ -7,7 +7,7 @@ import logging
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,33 @@ def benchmark_path(results: Path, device: torch.device) -> Path:
     return results / "benchmarks" / f"{device_slug(device)}.json"
 
 
-def fastest_setting(family: str, steps: int, device: torch.device, results: Path) -> Setting:
+def fastest_setting(
+    family: str,
+    steps: int,
+    device: torch.device,
+    results: Path,
+    *,
+    channels_last: bool | None = None,
+    compile: bool | None = None,
+) -> Setting:
     """Return the setting whose compilation and ``steps`` training steps together take the least time.
 
     Args:
         family: ``conventional`` or ``offset_equivariant``.
         steps: of the whole training.
         device: where.
-        results: folder with the measurements; without those of this device, ``UNMEASURED`` is returned.
+        results: folder with the measurements; without those of this device, ``UNMEASURED`` counts.
+        channels_last: what is decided already, or None.
+        compile: likewise.
     """
+    asked = {"channels_last": channels_last, "compile": compile}
+    decided: dict[str, bool] = {name: value for name, value in asked.items() if value is not None}
     path = benchmark_path(results, device)
-    if not path.exists():
-        return UNMEASURED
-    measured = [row for row in json.loads(path.read_text())["settings"] if row["family"] == family]
-    if not measured:
-        return UNMEASURED
-    best = min(measured, key=lambda row: training_seconds(row, steps))
+    rows = json.loads(path.read_text())["settings"] if path.exists() else []
+    rows = [row for row in rows if row["family"] == family and decided.items() <= row.items()]
+    if not rows:
+        return replace(UNMEASURED, **decided)
+    best = min(rows, key=lambda row: (training_seconds(row, steps), row["step_ms"]["median"]))
     return Setting(best["channels_last"], best["compile"])
 
 
@@ -74,18 +85,37 @@ def training_seconds(row: dict[str, Any], steps: int) -> float:
 
 
 class CompiledOrEager:
-    """A network compiled by ``torch.compile``, or as it is where that fails; which is said once."""
+    """A network compiled by ``torch.compile``, or as it is where that fails; which is said once.
+
+    The first call tries the compiled network, gradients included, and throws the result away: what fails then is not
+    in the middle of a training step. An error that is the network's own shows again without the compiler.
+    """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network: Callable[[Tensor], Tensor] = network
-        self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(network)
+        self._network = network
+        self._chosen: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._compiled is not None:
-            try:
-                return self._compiled(x)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                reason = " ".join(str(error).split())[:200]
-                log.warning("torch.compile failed (%s); going on without it", reason)
-                self._compiled = None
-        return self._network(x)
+        if self._chosen is None:
+            self._chosen = self._tried(x)
+        return self._chosen(x)
+
+    def _tried(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        buffers = {name: buffer.clone() for name, buffer in self._network.named_buffers()}
+        weights = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
+        devices = [x.device] if x.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                compiled: Callable[[Tensor], Tensor] = torch.compile(self._network)
+                scores = compiled(x)
+                if weights and torch.is_grad_enabled():
+                    torch.autograd.grad(scores.float().sum(), weights, allow_unused=True)
+        except Exception as error:  # a compiler fails in many ways, all of which mean the same
+            reason = " ".join((str(error) or type(error).__name__).split())[:200]
+            log.warning("torch.compile failed (%s); going on without it", reason)
+            return self._network
+        finally:
+            with torch.no_grad():
+                for name, buffer in self._network.named_buffers():
+                    buffer.copy_(buffers[name])
+        return compiled
