@@ -73,6 +73,20 @@ def test_a_black_photo_is_refused():
         correct_photo(Photo(np.zeros((8, 8, 3), np.uint8)), [grey_world], "srgb")
 
 
+def test_a_channel_without_light_stays_black_and_does_not_count(scene):
+    dark = scene * [1.0, 0.5, 0.0]
+    corrected, estimate = correct_photo(as_photo(dark, "linear"), [lambda x: grey_world(x) + 1e-4], "linear")
+    linear = corrected.pixels / 65535
+    assert not linear[..., 2].any() and estimate[2] == 0
+    np.testing.assert_allclose(linear[..., 0].mean(), linear[..., 1].mean(), rtol=0.01)
+    np.testing.assert_allclose(linear[..., 0].mean(), 0.25 * 0.5**0.5, rtol=0.02)
+
+
+def test_an_estimate_that_is_no_light_is_refused(scene):
+    with pytest.raises(PhotoError, match="is no light; use the weights of an equivariant network"):
+        correct_photo(as_photo(scene, "linear"), [lambda x: torch.tensor([[0.5, -0.1, 0.2]])], "linear")
+
+
 def test_photos_of_one_scene_under_two_lights_become_the_same(scene, weights, tmp_path, capsys):
     """Equivariance, from file to file, with networks that are trained badly."""
     for name, light in (("white", np.ones(3)), ("red", LIGHT)):
@@ -105,12 +119,20 @@ def test_files_that_fail_are_named_and_the_others_go_on(scene, weights, tmp_path
     assert "is there already; give --overwrite" in capsys.readouterr().err
     assert main([names[1], "-o", str(tmp_path / "out"), "--weights", str(weights), "--overwrite"]) == 0
     assert main([names[1], "-o", str(tmp_path / "x.tif"), "--weights", str(weights)]) == 0
+    assert main([names[1], "-o", str(tmp_path / "new"), "--weights", str(weights)]) == 0
+    assert (tmp_path / "new" / "good_corrected.jpg").exists()
 
 
 def test_what_cannot_begin_is_said(tmp_path, weights, capsys):
     photos = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
     assert main([*photos, "-o", str(tmp_path / "one.jpg"), "--weights", str(weights)]) == 2
     assert "one.jpg is one file, and there are several photos" in capsys.readouterr().err
+    same = [str(tmp_path / "a" / "x.jpg"), str(tmp_path / "b" / "x.jpg")]
+    assert main([*same, "-o", str(tmp_path / "out"), "--overwrite", "--weights", str(weights)]) == 2
+    assert "two of the photos would be written to" in capsys.readouterr().err
+    assert main([str(tmp_path / "a.gif"), "--weights", str(weights)]) == 2
+    assert "unknown format '.gif'" in capsys.readouterr().err
+    assert main([*photos, "--weights", str(tmp_path)]) == 2
     assert main([*photos, "--weights", str(tmp_path / "none.safetensors")]) == 2
     assert "there are no weights at" in capsys.readouterr().err
     (tmp_path / "text.safetensors").write_text("no weights")

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from offset_equivariant.building.illuminant_estimation import load_estimators
-from offset_equivariant.color import linear_to_srgb, srgb_to_linear
+from offset_equivariant.color import balance, linear_to_srgb, srgb_to_linear
 from offset_equivariant.data.photos import SUFFIXES, Photo, PhotoError, read_photo, write_photo
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.runs import released_weights_path
@@ -41,49 +41,65 @@ def estimate_illuminant(linear: Tensor, estimators: Sequence[Estimator], size: i
     return torch.nn.functional.normalize(logs.mean(0).exp(), dim=0)
 
 
-def correct_photo(photo: Photo, estimators: Sequence[Estimator], encoding: Encoding) -> tuple[Photo, Tensor]:
+def correct_photo(
+    photo: Photo, estimators: Sequence[Estimator], encoding: Encoding, size: int = 64
+) -> tuple[Photo, Tensor]:
     """Return the photo as if its light were white, and the estimate, ``(3,)``.
 
-    The three channels are divided by the estimate, relative to its geometric mean; what exceeds the range is clipped.
+    The three channels are divided by the estimate, relative to its geometric mean (:func:`offset_equivariant.color.
+    balance`); what exceeds the range is clipped. A channel that is black everywhere tells nothing and stays black.
 
     Args:
         photo: of any size.
-        estimators: linear images ``(N, 3, 64, 64)`` to illuminants ``(N, 3)``.
+        estimators: linear images ``(N, 3, size, size)`` to illuminants ``(N, 3)``.
         encoding: of the photo's pixels; it is kept.
+        size: of the images that the estimators take.
 
     Raises:
-        PhotoError: if the photo is black.
+        PhotoError: if the photo is black, or the estimate is no light.
     """
     top = float(np.iinfo(photo.pixels.dtype).max)
     values = torch.from_numpy(photo.pixels.astype(np.float32) / top).permute(2, 0, 1)
     linear = srgb_to_linear(values) if encoding == "srgb" else values
-    if not bool((linear > 0).any()):
+    lit = (linear > 0).flatten(1).any(1)
+    if not bool(lit.any()):
         raise PhotoError("the photo is black: there is no light to estimate")
-    estimate = estimate_illuminant(linear, estimators)
-    gains = estimate.log().mean().exp() / estimate
-    balanced = (linear * gains[:, None, None]).clamp(0, 1)
+    estimate = estimate_illuminant(linear, estimators, size)
+    if not bool((estimate.isfinite() & (estimate > 0)).all()):
+        raise PhotoError(f"the estimate {estimate.tolist()} is no light; use the weights of an equivariant network")
+    estimate = torch.where(lit, estimate, 0)
+    balanced = balance(linear[None], estimate[None])[0]
     encoded = linear_to_srgb(balanced) if encoding == "srgb" else balanced
     pixels: npt.NDArray[Any] = (encoded * top).round().permute(1, 2, 0).numpy().astype(photo.pixels.dtype)
     return replace(photo, pixels=pixels), estimate
 
 
-def output_path(photo: Path, output: Path | None, several: bool) -> Path:
-    """Return where the corrected photo goes: beside the photo, into the folder ``output``, or to the file ``output``.
+def output_paths(photos: Sequence[Path], output: Path | None) -> list[Path]:
+    """Return where the corrected photos go: beside each, into the folder ``output``, or one to the file ``output``.
+
+    What does not end like a photo's name is a folder.
 
     Raises:
-        PhotoError: if several photos would go to one file.
+        PhotoError: if two photos would go to one file, or a format is unknown.
     """
-    name = f"{photo.stem}_corrected{photo.suffix}"
-    if output is None:
-        return photo.with_name(name)
-    if output.is_dir() or (several and output.suffix.lower() not in SUFFIXES):
-        return output / name
-    if several:
-        raise PhotoError(f"{output} is one file, and there are several photos; give a folder")
-    return output
+    if output is not None and not output.is_dir() and output.suffix.lower() in SUFFIXES:
+        if len(photos) > 1:
+            raise PhotoError(f"{output} is one file, and there are several photos; give a folder")
+        return [output]
+    targets = []
+    for photo in photos:
+        target = photo.with_name(f"{photo.stem}_corrected{photo.suffix}")
+        targets.append(target if output is None else output / target.name)
+        if photo.suffix.lower() not in SUFFIXES:
+            raise PhotoError(f"{photo}: unknown format {photo.suffix!r}; give photos that end in {', '.join(SUFFIXES)}")
+        if targets.count(targets[-1]) > 1:
+            raise PhotoError(f"two of the photos would be written to {targets[-1]}; correct them one by one")
+    return targets
 
 
-def correct_file(path: Path, target: Path, estimators: Sequence[Estimator], encoding: Encoding | None) -> Tensor:
+def correct_file(
+    path: Path, target: Path, estimators: Sequence[Estimator], encoding: Encoding | None, size: int = 64
+) -> Tensor:
     """Correct one file, and return the estimate; without an encoding, 8 bits are sRGB and 16 bits are linear.
 
     Raises:
@@ -91,7 +107,8 @@ def correct_file(path: Path, target: Path, estimators: Sequence[Estimator], enco
     """
     photo = read_photo(path)
     try:
-        corrected, estimate = correct_photo(photo, estimators, encoding or ("srgb" if photo.bits == 8 else "linear"))
+        meant: Encoding = encoding or ("srgb" if photo.bits == 8 else "linear")
+        corrected, estimate = correct_photo(photo, estimators, meant, size)
     except PhotoError as error:
         raise PhotoError(f"{path}: {error}") from error
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +135,9 @@ def main(words: Sequence[str] | None = None) -> int:
     weights = arguments.weights or released_weights_path(repository_root() / "results", "table3_equivariant_filled", 0)
     several = len(arguments.photos) > 1
     try:
-        estimators = load_estimators(weights)
-        targets = [output_path(photo, arguments.output, several) for photo in arguments.photos]
-    except (PhotoError, ValueError, FileNotFoundError) as error:
+        estimators, size = load_estimators(weights)
+        targets = output_paths(arguments.photos, arguments.output)
+    except (PhotoError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     failed = False
@@ -128,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             if target.exists() and not arguments.overwrite:
                 raise PhotoError(f"{target} is there already; give --overwrite, or another -o")
-            estimate = correct_file(photo, target, estimators, arguments.encoding)
+            estimate = correct_file(photo, target, estimators, arguments.encoding, size)
         except (PhotoError, OSError) as error:
             tqdm.write(str(error), file=sys.stderr)
             failed = True

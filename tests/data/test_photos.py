@@ -8,7 +8,7 @@ from PIL import Image
 
 from offset_equivariant.data.photos import Photo, PhotoError, read_photo, write_photo
 
-MAKE, EXPOSURE = 271, 33434
+MAKE, ORIENTATION, EXPOSURE, LATITUDE = 271, 274, 33434, 2
 
 
 @pytest.fixture
@@ -16,26 +16,33 @@ def pixels():
     return np.random.default_rng(0).integers(0, 65536, (24, 36, 3), dtype=np.uint16)
 
 
-def exif_bytes():
+def exif_bytes(orientation=6):
     exif = Image.Exif()
     exif[MAKE] = "Maker"
+    exif[ORIENTATION] = orientation
     exif.get_ifd(34665)[EXPOSURE] = 0.25
+    exif.get_ifd(34853)[LATITUDE] = (45.0, 11.0, 7.0)
     return exif.tobytes().removeprefix(b"Exif\0\0")
 
 
-def exposure(data):
+def told(data):
     exif = Image.Exif()
     exif.load(b"Exif\0\0" + data)
-    return exif.get(MAKE), float(exif.get_ifd(34665)[EXPOSURE])
+    latitude = tuple(map(float, exif.get_ifd(34853)[LATITUDE]))
+    return exif.get(MAKE), exif.get(ORIENTATION), float(exif.get_ifd(34665)[EXPOSURE]), latitude
+
+
+EVERYTHING = ("Maker", 6, 0.25, (45.0, 11.0, 7.0))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff"])
 def test_eight_bits_without_loss(tmp_path, pixels, suffix):
-    photo = Photo((pixels >> 8).astype(np.uint8), exif=exif_bytes(), profile=b"a profile")
+    photo = Photo((pixels >> 8).astype(np.uint8), exif=exif_bytes(orientation=1), profile=b"a profile")
     write_photo(photo, path := tmp_path / f"photo{suffix}")
     found = read_photo(path)
     assert np.array_equal(found.pixels, photo.pixels) and found.bits == 8
-    assert exposure(found.exif) == ("Maker", 0.25) and found.profile == b"a profile"
+    assert told(found.exif) in (upright := ("Maker", 1, *EVERYTHING[2:]), ("Maker", None, *upright[2:]))
+    assert found.profile == b"a profile"
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
@@ -45,7 +52,7 @@ def test_eight_bits_with_loss(tmp_path, suffix):
     write_photo(photo, path := tmp_path / f"photo{suffix}")
     found = read_photo(path)
     assert np.abs(found.pixels.astype(int) - photo.pixels).mean() < 3
-    assert exposure(found.exif) == ("Maker", 0.25)
+    assert told(found.exif) == EVERYTHING
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -53,9 +60,28 @@ def test_sixteen_bits_without_loss(tmp_path, pixels, suffix):
     write_photo(Photo(pixels, exif=exif_bytes()), path := tmp_path / f"photo{suffix}")
     found = read_photo(path)
     assert np.array_equal(found.pixels, pixels) and found.bits == 16 and found.alpha is None
-    assert exposure(found.exif)[1] == 0.25
-    decoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)  # by another reader
-    assert np.array_equal(decoded[..., ::-1], pixels)
+    assert told(found.exif) == EVERYTHING
+    write_photo(found, other := tmp_path / f"other{'.tif' if suffix == '.png' else '.png'}")
+    again = read_photo(other)
+    assert np.array_equal(again.pixels, pixels) and told(again.exif) == EVERYTHING
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_stay_as_they_are_stored_and_orientation_is_kept(tmp_path, pixels, suffix, orientation):
+    write_photo(Photo(pixels, exif=exif_bytes(orientation)), path := tmp_path / f"photo{suffix}")
+    found = read_photo(path)
+    assert np.array_equal(found.pixels, pixels) and told(found.exif)[1] == orientation
+
+
+def test_tiffs_of_other_layouts(tmp_path, pixels):
+    tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "big-endian.tif", pixels, photometric="rgb", byteorder=">")
+    for name in ("planes", "big-endian"):
+        assert np.array_equal(read_photo(tmp_path / f"{name}.tif").pixels, pixels)
+    written = tmp_path / "a.tif"
+    write_photo(Photo(pixels, exif=exif_bytes(orientation=1)), written)
+    assert np.array_equal(cv2.imread(str(written), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | 128)[..., ::-1], pixels)
 
 
 def test_transparency_is_kept(tmp_path, pixels):
@@ -89,14 +115,21 @@ def broken_files(pixels):
     png = cv2.imencode(".png", pixels)[1].tobytes()
     grey = io.BytesIO()
     Image.fromarray((pixels[..., 0] >> 8).astype(np.uint8)).save(grey, "PNG")
+    cmyk, real, big = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray((pixels >> 8).astype(np.uint8)).convert("CMYK").save(cmyk, "JPEG")
+    tifffile.imwrite(real, pixels.astype(np.float32), photometric="rgb")
+    tifffile.imwrite(big, pixels, photometric="rgb", bigtiff=True)
     return {
         "text.jpg": (b"no image at all", "is not an image; give one of .jpg"),
         "empty.png": (b"", "is not an image"),
-        "cut.jpg": (jpeg.getvalue()[:-200], "is damaged or cut off"),
-        "cut.tif": (b"II*\0\x08\0\0\0", "is damaged or cut off"),
-        "grey.png": (grey.getvalue(), "has the colour mode L"),
-        "deepgrey.png": (cv2.imencode(".png", pixels[..., 0])[1].tobytes(), "has no three colour channels of 16 bits"),
-        "cutdeep.png": (png[:60], "is damaged or cut off"),
+        "cut.jpg": (jpeg.getvalue()[:-200], "is damaged"),
+        "cut.tif": (b"II*\0\x08\0\0\0", "is damaged"),
+        "grey.png": (grey.getvalue(), "has the colour mode L, not RGB"),
+        "cmyk.jpg": (cmyk.getvalue(), "has the colour mode CMYK, not RGB"),
+        "deepgrey.png": (cv2.imencode(".png", pixels[..., 0])[1].tobytes(), "has one channel, not RGB"),
+        "float.tif": (real.getvalue(), "has channels of the type float32; give 8 or 16 bits"),
+        "big.tif": (big.getvalue(), "is a BigTIFF; save it as an ordinary TIFF"),
+        "cutdeep.png": (png[:60], "is damaged"),
     }
 
 
@@ -104,7 +137,7 @@ def broken_files(pixels):
 def test_what_is_no_photo_is_named(tmp_path, pixels, name):
     content, said = broken_files(pixels)[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(PhotoError, match=f"{name} {said}"):
+    with pytest.raises(PhotoError, match=f"{name} ({said})"):
         read_photo(tmp_path / name)
 
 
@@ -123,4 +156,6 @@ def test_formats_that_cannot_hold_the_photo_are_refused(tmp_path, pixels):
         write_photo(
             Photo((pixels >> 8).astype(np.uint8), alpha=(pixels[..., 0] >> 8).astype(np.uint8)), tmp_path / "a.jpg"
         )
+    with pytest.raises(PhotoError, match=r"webp cannot hold a photo of 16400x1 pixels"):
+        write_photo(Photo(np.zeros((1, 16400, 3), np.uint8)), tmp_path / "a.webp")
     assert list(tmp_path.iterdir()) == []

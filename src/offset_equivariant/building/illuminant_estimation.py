@@ -128,8 +128,8 @@ def build_evaluation(config: ExperimentConfig, network: nn.Module, images: Illum
     return EstimationEvaluation(network_estimator(network, build_representation(config)), images)
 
 
-def load_estimators(weights: Path) -> list[Callable[[Tensor], Tensor]]:
-    """Return the networks in a file of weights as functions from linear images ``(N, 3, S, S)`` to illuminants.
+def load_estimators(weights: Path) -> tuple[list[Callable[[Tensor], Tensor]], int]:
+    """Return the networks in a file of weights as functions from linear images ``(N, 3, S, S)`` to illuminants; and S.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -146,7 +146,8 @@ def load_estimators(weights: Path) -> list[Callable[[Tensor], Tensor]]:
     statistics = dataset["statistics"][shown["statistics"]]
     clipping = None if shown["clipping"] is None else make_clipping(shown["clipping"], **shown["clipping_options"])
     representation = Representation(shown["space"], tuple(statistics["mean"]), tuple(statistics["std"]), clipping)
-    return [partial(_estimate_alone, network_estimator(one, representation)) for one in network.networks]
+    estimators = [partial(_estimate_alone, network_estimator(one, representation)) for one in network.networks]
+    return list(estimators), model["options"].get("image_size", 64)
 
 
 def _estimate_alone(estimator: Estimator, linear: Tensor) -> Tensor:

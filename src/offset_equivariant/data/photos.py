@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +18,12 @@ from offset_equivariant.storage import replace_file
 #: Formats by the ends of file names; JPEG and WebP hold 8 bits.
 SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")
-_PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*")
-_EXIF_POINTER, _PROFILE = 34665, 34675
-#: Of a TIFF's first directory, what is copied: texts about the photo, resolution, copyright, XMP.
-_COPIED_TAGS = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 700, 33432, 33723)
+_PNG, _TIFF, _BIG_TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*"), (b"II+\0", b"MM\0+")
+#: Of a TIFF's first directory, where those of the exposure and of the place are; and the tag of the colour profile.
+_POINTERS, _PROFILE = (34665, 34853), 34675
+_PREFIX = b"Exif\0\0"
+#: Of a TIFF's first directory, what is copied: texts about the photo, resolution, copyright.
+_COPIED_TAGS = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 700, 33432)
 
 
 class PhotoError(ValueError):
@@ -36,16 +37,14 @@ class Photo:
     Attributes:
         pixels: (H, W, 3), uint8 or uint16, RGB.
         alpha: (H, W), of the same type, or None.
-        exif: EXIF data as bytes, without a prefix; empty if there are none.
+        exif: EXIF data as bytes, that of the camera, the exposure and the place, without a prefix; empty if none.
         profile: ICC profile; empty if there is none.
-        tags: of a 16-bit TIFF: what its first directory says beside the pixels.
     """
 
     pixels: npt.NDArray[Any]
     alpha: npt.NDArray[Any] | None = None
     exif: bytes = b""
     profile: bytes = b""
-    tags: Mapping[int, Any] = field(default_factory=dict)
 
     @property
     def bits(self) -> int:
@@ -56,66 +55,88 @@ class Photo:
 def read_photo(path: Path) -> Photo:
     """Read a photo: JPEG, WebP, PNG or TIFF, 8 or 16 bits a channel.
 
+    Pixels are given as they are stored, whatever the EXIF orientation; of an 8-bit TIFF upright, as Pillow gives them.
+
     Raises:
-        PhotoError: if the file is not there, no image, cut off, or has no three colour channels.
+        PhotoError: if the file is not there, no image, cut off, or has no three channels of RGB.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise PhotoError(f"{path} cannot be read: {error.strerror or error}") from error
-    deep_png = content.startswith(_PNG) and content[24:25] == b"\x10"
-    if deep_png or (content.startswith(_TIFF) and _tiff_type(content, path) == np.uint16):
-        return _read_deep(content, path, is_png=deep_png)
-    return _read_with_pillow(content, path)
-
-
-def _read_with_pillow(content: bytes, path: Path) -> Photo:
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            mode, info, exif = image.mode, image.info, image.getexif()
-            if mode == "P":
-                mode = "RGBA" if "transparency" in info else "RGB"
-            pixels = np.asarray(image if mode == image.mode else image.convert(mode))
+        if content.startswith(_PNG) and content[24:25] == b"\x10":
+            return _read_deep_png(content)
+        if content.startswith(_BIG_TIFF):
+            raise PhotoError("is a BigTIFF; save it as an ordinary TIFF")
+        if content.startswith(_TIFF) and _is_deep_tiff(content):
+            return _read_deep_tiff(content)
+        return _read_with_pillow(content)
     except UnidentifiedImageError as error:
         raise PhotoError(f"{path} is not an image; give one of {', '.join(SUFFIXES)}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PhotoError(f"{path} is damaged or cut off: {error}") from error
-    if mode not in ("RGB", "RGBA"):
-        raise PhotoError(
-            f"{path} has the colour mode {mode}; convert it to RGB, a photo without colour has no illuminant"
-        )
+    except Image.DecompressionBombError as error:
+        raise PhotoError(f"{path} is larger than Pillow opens: {error}") from error
+    except PhotoError as error:
+        raise PhotoError(f"{path} {error}") from error
+    except Exception as error:  # a damaged file fails in many ways, all of which mean the same
+        raise PhotoError(f"{path} is damaged, cut off, or of a kind that is not known here: {error}") from error
+
+
+def _read_with_pillow(content: bytes) -> Photo:
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        mode, info, exif = image.mode, image.info, image.getexif()
+        if mode == "P":
+            mode = "RGBA" if "transparency" in info else "RGB"
+        if mode not in ("RGB", "RGBA"):
+            raise PhotoError(f"has the colour mode {mode}, not RGB; convert it first")
+        pixels = np.asarray(image if mode == image.mode else image.convert(mode))
     alpha = pixels[..., 3] if mode == "RGBA" else None
-    encoded = exif.tobytes().removeprefix(b"Exif\0\0") if len(exif) else b""
+    encoded = exif.tobytes().removeprefix(_PREFIX) if len(exif) else b""
     return Photo(pixels[..., :3], alpha, encoded, info.get("icc_profile") or b"")
 
 
-def _tiff_type(content: bytes, path: Path) -> Any:
-    try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            return np.dtype(file.pages[0].dtype)
-    except Exception as error:  # a damaged file fails in many ways, all of which mean the same
-        raise PhotoError(f"{path} is damaged or cut off: {error}") from error
+def _is_deep_tiff(content: bytes) -> bool:
+    """Whether Pillow cannot read it, because its channels have other than 8 bits."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        return np.dtype(file.pages[0].dtype) != np.uint8
 
 
-def _read_deep(content: bytes, path: Path, *, is_png: bool) -> Photo:
-    """Read 16-bit RGB, which Pillow cannot."""
-    decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+def _read_deep_png(content: bytes) -> Photo:
+    decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if decoded is None:
-        raise PhotoError(f"{path} is damaged or cut off, or compressed in a way that is not known here")
-    if decoded.dtype != np.uint16 or decoded.ndim != 3:
-        raise PhotoError(f"{path} has no three colour channels of 16 bits; a photo without colour has no illuminant")
-    alpha = decoded[..., 3] if decoded.shape[2] == 4 else None
-    pixels = np.ascontiguousarray(decoded[..., 2::-1])
-    if is_png:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()  # EXIF data may stand behind the pixels
-            exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-            return Photo(pixels, alpha, exif, image.info.get("icc_profile") or b"")
+        raise PhotoError("is damaged or cut off")
+    if decoded.ndim != 3:
+        raise PhotoError("has one channel, not RGB")
+    pixels, alpha = np.ascontiguousarray(decoded[..., 2::-1]), decoded[..., 3] if decoded.shape[2] == 4 else None
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()  # EXIF data may stand behind the pixels
+        exif = image.info.get("exif", b"").removeprefix(_PREFIX)
+        return Photo(pixels, alpha, exif, image.info.get("icc_profile") or b"")
+
+
+def _read_deep_tiff(content: bytes) -> Photo:
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        assert isinstance(page, tifffile.TiffPage)
+        stored = np.asarray(page.asarray())
+        separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+    if stored.dtype != np.uint16:
+        raise PhotoError(f"has channels of the type {stored.dtype}; give 8 or 16 bits")
+    channels = np.moveaxis(stored, 0, -1) if separate and stored.ndim == 3 else stored
+    if channels.ndim != 3 or channels.shape[2] not in (3, 4):
+        raise PhotoError(f"has the shape {stored.shape}, not three or four channels")
+    alpha = channels[..., 3] if channels.shape[2] == 4 else None
     first = _directory(content, None)
-    tags = {tag: first[tag] for tag in _COPIED_TAGS if tag in first}
-    exif = _as_exif(_directory(content, first[_EXIF_POINTER])) if _EXIF_POINTER in first else b""
-    return Photo(pixels, alpha, exif, bytes(first.get(_PROFILE, b"")), tags)
+    exif = Image.Exif()
+    for tag in _COPIED_TAGS:
+        if tag in first:
+            exif[tag] = first[tag]
+    for pointer in _POINTERS:
+        if pointer in first:
+            exif.get_ifd(pointer).update(dict(_directory(content, first[pointer])))
+    encoded = exif.tobytes().removeprefix(_PREFIX)
+    return Photo(np.ascontiguousarray(channels[..., :3]), alpha, encoded, bytes(first.get(_PROFILE, b"")))
 
 
 def _directory(content: bytes, offset: int | None) -> TiffImagePlugin.ImageFileDirectory_v2:
@@ -126,12 +147,6 @@ def _directory(content: bytes, offset: int | None) -> TiffImagePlugin.ImageFileD
     directory.load(file)
     list(directory.items())  # Pillow writes only the tags that were looked at
     return directory
-
-
-def _as_exif(directory: TiffImagePlugin.ImageFileDirectory_v2) -> bytes:
-    exif = Image.Exif()
-    exif.get_ifd(_EXIF_POINTER).update(dict(directory))
-    return exif.tobytes().removeprefix(b"Exif\0\0")
 
 
 def write_photo(photo: Photo, path: Path) -> None:
@@ -150,17 +165,21 @@ def write_photo(photo: Photo, path: Path) -> None:
     if photo.alpha is not None and SUFFIXES[suffix] == "JPEG":
         raise PhotoError(f"{path}: {suffix} holds no transparency, and the photo has it; give .png, .tif or .webp")
     channels = photo.pixels if photo.alpha is None else np.dstack([photo.pixels, photo.alpha])
-    if photo.bits == 8:
-        content = _encoded_by_pillow(photo, channels, SUFFIXES[suffix])
-    else:
-        content = _deep_png(photo, channels) if suffix == ".png" else _deep_tiff(photo, channels)
+    try:
+        if photo.bits == 8:
+            content = _encoded_by_pillow(photo, channels, SUFFIXES[suffix])
+        else:
+            content = _deep_png(photo, channels) if suffix == ".png" else _deep_tiff(photo, channels)
+    except (OSError, ValueError) as error:
+        size = f"{channels.shape[1]}x{channels.shape[0]} pixels"
+        raise PhotoError(f"{path}: {suffix} cannot hold a photo of {size}: {error}") from error
     replace_file(path, content)
 
 
 def _encoded_by_pillow(photo: Photo, channels: npt.NDArray[Any], form: str) -> bytes:
     options: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(form, {})
     if photo.exif:
-        options["exif"] = b"Exif\0\0" + photo.exif
+        options["exif"] = _PREFIX + photo.exif
     if photo.profile:
         options["icc_profile"] = photo.profile
     buffer = io.BytesIO()
@@ -189,37 +208,32 @@ def _deep_tiff(photo: Photo, channels: npt.NDArray[Any]) -> bytes:
         metadata=None,
         software=False,
     )
-    return _with_tags(buffer.getvalue(), photo)
+    return _with_tags(buffer.getvalue(), photo.exif) if photo.exif else buffer.getvalue()
 
 
-def _with_tags(content: bytes, photo: Photo) -> bytes:
-    """Put the photo's own tags and EXIF data behind a TIFF, and a new first directory that knows of them."""
+def _with_tags(content: bytes, exif: bytes) -> bytes:
+    """Put EXIF data behind a TIFF, and a new first directory that knows of them."""
+    given = Image.Exif()
+    given.load(_PREFIX + exif)
     own = TiffImagePlugin.ImageFileDirectory_v2(prefix=content[:2])
-    for tag, value in photo.tags.items():
-        own[tag] = value
-    if photo.exif:
-        exif = Image.Exif()
-        exif.load(b"Exif\0\0" + photo.exif)
-        directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=content[:2])
-        for tag, value in exif.get_ifd(_EXIF_POINTER).items():
-            directory[tag] = value
-        content = _padded(content)
-        own[_EXIF_POINTER] = len(content)
-        content += directory.tobytes(len(content))
+    for tag in _COPIED_TAGS:
+        if tag in given:
+            own[tag] = given[tag]
+    for pointer in _POINTERS:
+        if entries := given.get_ifd(pointer):
+            directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=content[:2])
+            for tag, value in entries.items():
+                directory[tag] = value
+            content = _padded(content)
+            own[pointer] = len(content)
+            content += directory.tobytes(len(content))
     content = _padded(content)
-    first = _entries(content, _integer(content, content[4:8])) | _entries(
-        content + own.tobytes(len(content)), len(content)
-    )
+    first = _entries(content, _integer(content, content[4:8]))
+    first |= _entries(content + own.tobytes(len(content)), len(content))
     content = _padded(content + own.tobytes(len(content)))
-    entries = b"".join(first[tag] for tag in sorted(first))
-    return (
-        content[:4]
-        + _bytes(content, len(content), 4)
-        + content[8:]
-        + _bytes(content, len(first), 2)
-        + entries
-        + bytes(4)
-    )
+    entries_of_all = b"".join(first[tag] for tag in sorted(first))
+    directory_of_all = _bytes(content, len(first), 2) + entries_of_all + bytes(4)
+    return content[:4] + _bytes(content, len(content), 4) + content[8:] + directory_of_all
 
 
 def _padded(content: bytes) -> bytes:
