@@ -36,8 +36,9 @@ def main(words: list[str] | None = None) -> int:
             workers=arguments.workers,
             progress=lambda done, total: tqdm(done, total=total, unit="image"),
         )
-    except PreparationError as error:
+    except (PreparationError, OSError) as error:
         print(error, file=sys.stderr)
+        print("What was prepared is kept beside the target, and the same command goes on from there.", file=sys.stderr)
         return 1
     print(f"{arguments.target}: {count} images of {arguments.size}x{arguments.size} pixels")
     return 0

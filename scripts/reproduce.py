@@ -120,6 +120,9 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", default="runs/reproduction", help="where records, tables and figures are written")
     parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
     arguments = parser.parse_args(words)
+    preset = ROOT / "conf" / "train" / f"{PRESETS[arguments.table]}{arguments.preset}.yaml"
+    if not preset.exists():
+        parser.error(f"{arguments.table} has no preset {arguments.preset}: there is no {preset.relative_to(ROOT)}")
     return arguments
 
 

@@ -143,6 +143,9 @@ def test_networks_on_their_own_estimate_what_they_do_together(settings):
         (["+model.options.estimates=3"], "model.options.estimates = 3: only one estimate can be trained"),
         (["+model.options.depth=3"], "unknown setting model.options.depth; valid ones are estimates, image_size"),
         (["+dataset.options.scenes=3"], "unknown setting dataset.options.scenes; valid ones are images, size, seed"),
+        (["dataset.options.size=32"], "dataset.options.size = 32, but model.options.image_size = 64"),
+        (["dataset.options.images=5"], "dataset.options: images must be at least 9, got 5"),
+        (["train.momentum=0.9"], "train.optimizer = adamw has no momentum of that kind"),
         (["dataset.classes=10"], "dataset.classes = 10 does not fit illuminant_estimation"),
     ],
 )
@@ -167,6 +170,11 @@ def test_a_method_that_learns_nothing_needs_a_name_that_is_known(make_settings):
         building.check_components(
             experiment_config(make_settings("experiment=table3_max_rgb", "model.options.method=guess"))
         )
+
+
+def test_batches_larger_than_a_fold_are_refused(settings):
+    with pytest.raises(ConfigError, match="train.batch_size = 200, but a fold has only 66 training images"):
+        plan_of(settings("train.batch_size=200"))
 
 
 def test_missing_cameras_are_named(settings, monkeypatch):

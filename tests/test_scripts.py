@@ -125,6 +125,12 @@ def test_statistics_are_those_of_the_configuration(monkeypatch, capsys):
     ]
 
 
+def test_a_preset_that_a_table_does_not_have_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        load_script("reproduce").main(["table3", "--preset", "paper"])
+    assert "table3 has no preset paper: there is no conf/train/nus_paper.yaml" in capsys.readouterr().err
+
+
 def test_table_3_from_scratch(tmp_path, capsys):
     module = load_script("reproduce")
     rows = ["table3_equivariant_filled", "table3_grey_world", "table3_original"]

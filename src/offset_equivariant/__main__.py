@@ -73,7 +73,7 @@ def main(composed: DictConfig) -> float | None:
     saturation, value = next(iter(record.metrics[metric].items()))
     name = f"{record.experiment} seed {record.seed}"
     path = record_path(Path(composed.paths.results), record.experiment, record.seed)
-    log.info("%s: error %.2f %s at S = %s; record in %s", name, value, unit, saturation, path)
+    log.info("%s on %s: error %.2f %s at S = %s; record in %s", name, record.dataset, value, unit, saturation, path)
     return value
 
 

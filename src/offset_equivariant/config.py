@@ -261,6 +261,8 @@ def _check(config: ExperimentConfig) -> None:
     train, dataset, strategy = config.train, config.dataset, config.strategy
     if (train.epochs is None) == (train.steps is None):
         raise ConfigError("train: give either epochs or steps, and leave the other null")
+    if train.optimizer == "adamw" and (train.momentum or train.nesterov):
+        raise ConfigError("train.optimizer = adamw has no momentum of that kind; give train.momentum=0, nesterov=false")
     if train.nesterov and not train.momentum:
         raise ConfigError("train.nesterov = True needs a train.momentum above 0")
     if config.weights is not None and config.mode != "evaluate":

@@ -1,3 +1,4 @@
+import importlib.util
 import struct
 import zlib
 from pathlib import Path
@@ -171,7 +172,14 @@ DAMAGES = {
         lambda f: (f / "SonyA57_0002.PNG").write_bytes(png(np.full((24, 36, 3), 2000, np.uint16))),
         r"SonyA57_0002\.PNG: no pixel outside the chart is above the darkness",
     ),
-    "no ground truth": (lambda f: (f / "SonyA57_gt.mat").unlink(), "none of .*SonyA57_gt.mat.* is in"),
+    "no ground truth": (
+        lambda f: (f / "SonyA57_gt.mat").unlink(),
+        r"there is no SonyA57_gt.mat for 3 images, such as .*SonyA57_0001\.PNG",
+    ),
+    "an image without a label": (
+        lambda f: (f / "SonyA57_0099.PNG").write_bytes(png(sensor_image(1))),
+        r"SonyA57_0099\.PNG is not in .*SonyA57_gt\.mat",
+    ),
     "not a .mat": (lambda f: (f / "SonyA57_gt.mat").write_bytes(b"nothing"), "SonyA57_gt.mat cannot be read"),
     "no charts": (lambda f: write_camera(f, CC_coords=None), "SonyA57_gt.mat: there is no variable 'CC_coords' in it"),
     "one illuminant too few": (
@@ -184,7 +192,7 @@ DAMAGES = {
     ),
     "zero illuminant": (
         lambda f: write_camera(f, groundtruth_illuminants=np.array([[1, 1, 1], [0, 0, 0], [1, 2, 1.0]])),
-        "nus12.npz was not written: 1 of 3 images of nus have an illuminant that is not finite .*: SonyA57_0002",
+        "SonyA57_gt.mat: illuminants that are not finite and positive in every component: SonyA57_0002",
     ),
 }
 
@@ -216,6 +224,47 @@ def test_an_interrupted_preparation_goes_on(official, tmp_path):
     assert done == [1, 3]
     first, second = (prepared_path(place / "data", 12) for place in (tmp_path, tmp_path / "again"))
     assert load(tmp_path).sha256 == load(tmp_path / "again").sha256 and first.stat().st_size == second.stat().st_size
+
+
+def test_nothing_at_all_is_said(official, tmp_path):
+    with pytest.raises(PreparationError, match=r"none of Canon1DsMkIII_gt.mat, .* is in .*official"):
+        run(official, tmp_path)
+    for options, message in (({"size": 0}, "size must be at least 1"), ({"workers": 0}, "workers must be at least 1")):
+        with pytest.raises(PreparationError, match=message):
+            prepare(official, tmp_path / "a.npz", **options)
+
+
+@pytest.mark.parametrize("change", ["chart", "levels", "image"])
+def test_what_has_changed_is_prepared_anew(official, tmp_path, change):
+    write_camera(official)
+    whole = (official / "SonyA57_0003.PNG").read_bytes()
+    (official / "SonyA57_0003.PNG").write_bytes(whole[:100])
+    with pytest.raises(PreparationError, match="SonyA57_0003"):
+        run(official, tmp_path)
+    kinds = {"chart": {"CC_coords": np.tile([4, 9, 3, 8], (3, 1))}, "levels": {"darkness_level": np.array([[1950]])}}
+    write_camera(official, **kinds.get(change, {}))
+    if change == "image":
+        (official / "SonyA57_0001.PNG").write_bytes(png(sensor_image(17, 26, 36)))
+    run(official, tmp_path)
+    run(official, tmp_path / "fresh")
+    assert load(tmp_path).sha256 == load(tmp_path / "fresh").sha256
+    assert [path.name for path in (tmp_path / "data" / "nus12").iterdir()] == ["nus12.npz"]
+
+
+def test_the_script(official, tmp_path, capsys):
+    location = Path(__file__).parents[2] / "scripts" / "prepare_nus.py"
+    specification = importlib.util.spec_from_file_location("prepare_nus", location)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    write_camera(official)
+    target = prepared_path(tmp_path / "data", 12)
+    assert script.main([str(official), str(target), "--size", "12", "--workers", "2"]) == 0
+    said = capsys.readouterr()
+    assert f"{target}: 3 images of 12x12 pixels" in said.out and "3/3" in said.err
+    run(official, tmp_path / "alone")
+    assert load(tmp_path).sha256 == load(tmp_path / "alone").sha256  # in two processes, as in one
+    assert script.main([str(official), str(target), "--folds", str(tmp_path / "none.csv")]) == 1
+    assert "none.csv" in capsys.readouterr().err
 
 
 def test_png_of_16_bits_is_read_exactly(tmp_path):

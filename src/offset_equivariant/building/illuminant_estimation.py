@@ -24,7 +24,7 @@ from offset_equivariant.data import data_directories
 from offset_equivariant.data.cross_validation import assign_folds, hold_out
 from offset_equivariant.data.illuminant_images import IlluminantDataError, IlluminantImages
 from offset_equivariant.data.nus import CAMERAS, load_nus
-from offset_equivariant.data.nus_synthetic import synthetic_scenes
+from offset_equivariant.data.nus_synthetic import check_scenes, synthetic_scenes
 from offset_equivariant.models.cerberus import ColorCerberus
 from offset_equivariant.nn.families import FAMILIES
 from offset_equivariant.performance.settings import CompiledOrEager, Setting
@@ -69,7 +69,21 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
         check_arguments(ColorCerberus.__init__, options, "model.options", ("self", "family"))
         build = lambda: _require_one_estimate(_build_one(config))  # noqa: E731
     check_arguments(_DATASETS[config.dataset.name], data_options, "dataset.options", ("directories",))
-    return {"model": build, "model.representation": lambda: build_representation(config)}
+    return {
+        "model": build,
+        "model.representation": lambda: build_representation(config),
+        "dataset.options": lambda: _check_images(config),
+    }
+
+
+def _check_images(config: ExperimentConfig) -> None:
+    """Check what can be known of the images before they are loaded."""
+    options = config.dataset.options
+    if config.dataset.name == "nus_synthetic":
+        check_scenes(**options)
+    size, expected = options.get("size", 64), config.model.options.get("image_size", 64)
+    if config.model.architecture == "cerberus" and size != expected:
+        raise ConfigError(f"dataset.options.size = {size}, but model.options.image_size = {expected}; give the same")
 
 
 def _require_one_estimate(network: ColorCerberus) -> None:
@@ -83,6 +97,9 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: Illumina
     if not isinstance(network, CrossValidated):
         return PlannedTraining(_Untrained(network), 0, build_schedule(config, 1))
     setting = runtime_setting(config, images.images.device)
+    fewest = min(int((images.folds != fold).sum()) for fold in range(len(network.networks)))
+    if fewest < recipe.batch_size:
+        raise ConfigError(f"train.batch_size = {recipe.batch_size}, but a fold has only {fewest} training images")
     trainings = [
         EstimationTraining(
             one,

@@ -1,7 +1,7 @@
 """The logarithmic RGB space of Eq. 23, and the clipping that precedes the logarithm (Section 3).
 
 In log RGB a von Kries change of illuminant (Eq. 22) is the addition of an offset to each channel (Eq. 24). Black has no
-logarithm, so linear values are first clipped from below, in one of two ways:
+logarithm, so linear values are first clipped from below, in one of three ways:
 
 - `AbsoluteClipping`, the paper's: one threshold for all. A dimmed channel has more of its values clipped, so here the
   pipeline is not equivariant.
@@ -160,7 +160,7 @@ def linear_to_log_rgb(linear: Tensor, clipping: Callable[[Tensor], Tensor]) -> T
 
     Args:
         linear: Linear images of shape (N, C, H, W).
-        clipping: Makes the values positive; see `AbsoluteClipping` and `RelativeClipping`.
+        clipping: Makes the values positive; see the three classes of this module.
 
     Returns:
         Log RGB images, same shape. Dark is large: linear 1 maps to 0, linear 2e-4 to 8.5.

@@ -26,7 +26,7 @@ class IlluminantImages:
         cameras: the camera of each image.
         folds: int64 tensor of shape (N,): the fold in which each image is a test image; -1 if it never is.
         sha256: fingerprint, see `fingerprint`. It is not computed again here.
-        synthetic: whether the images were made up, so that no number measured on them is taken for a result.
+        synthetic: whether the images were made up; then ``name``, which records and figures show, says so.
         split: what is measured on the test images: a result (``"test"``), or a choice (``"validation"``).
 
     Raises:

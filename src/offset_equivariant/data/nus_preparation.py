@@ -8,6 +8,7 @@ covers, and scaled so that its maximum is 1. A small pixel that the chart covers
 import csv
 import hashlib
 import io
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from offset_equivariant.data.nus import CAMERAS, read_prepared
 from offset_equivariant.storage import replace_file
 
 FOLDS = 3
+
+
+#: Where a camera's images lie below the folder of the official files.
+_PARTS = ("", "{}", "PNG", "{}/PNG")
 
 
 class PreparationError(ValueError):
@@ -87,6 +92,10 @@ def read_ground_truth(path: Path) -> CameraTruth:
     for what, values, columns in (("illuminants", truth.illuminants, 3), ("charts", truth.charts, 4)):
         if values.shape != (len(names), columns):
             raise PreparationError(f"{path}: {len(names)} images, but {what} of shape {values.shape}")
+    usable = (truth.illuminants > 0).all(1) & np.isfinite(truth.illuminants).all(1)
+    if not usable.all():
+        bad = ", ".join(names[row] for row in np.flatnonzero(~usable)[:10])
+        raise PreparationError(f"{path}: illuminants that are not finite and positive in every component: {bad}")
     if not truth.darkness < truth.saturation:
         raise PreparationError(f"{path}: darkness {truth.darkness} is not below saturation {truth.saturation}")
     return truth
@@ -95,25 +104,29 @@ def read_ground_truth(path: Path) -> CameraTruth:
 def find_images(folder: Path, cameras: Sequence[str] = CAMERAS) -> list[SourceImage]:
     """Find the images that the ground truths in ``folder`` and below tell of, camera by camera.
 
-    A camera without a ground truth is left out.
+    A camera of which there is nothing is left out.
 
     Raises:
-        PreparationError: when there is no ground truth at all, or files are missing or do not fit; names them.
+        PreparationError: when there is no ground truth at all, when files are missing or do not fit, or when there are
+            images without a ground truth; names them.
     """
     found: list[SourceImage] = []
     problems: list[str] = []
     for camera in cameras:
         place = _first(folder / part / f"{camera}_gt.mat" for part in ("", camera, "GT", f"{camera}/GT"))
+        there = {path.stem: path for part in _PARTS for path in _images_of(camera, folder / part.format(camera))}
         if place is None:
+            if there:
+                problems.append(f"there is no {camera}_gt.mat for {len(there)} images, such as {min(there.values())}")
             continue
         try:
             truth = read_ground_truth(place)
         except PreparationError as error:
             problems.append(str(error))
             continue
+        problems += [f"{path} is not in {place}" for name, path in sorted(there.items()) if name not in truth.names]
         for index, name in enumerate(truth.names):
-            parts = ("", camera, "PNG", f"{camera}/PNG")
-            path = _first(folder / part / (name + ending) for part in parts for ending in (".PNG", ".png"))
+            path = there.get(name)
             if path is None:
                 problems.append(f"{name}.PNG, which {place} names, is not in {folder}")
                 continue
@@ -134,6 +147,12 @@ def find_images(folder: Path, cameras: Sequence[str] = CAMERAS) -> list[SourceIm
     return found
 
 
+def _images_of(camera: str, folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [p for p in folder.iterdir() if p.suffix in (".PNG", ".png") and p.name.startswith(f"{camera}_")]
+
+
 def _first(paths: Iterable[Path]) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
@@ -141,7 +160,7 @@ def _first(paths: Iterable[Path]) -> Path | None:
 def _raise(problems: Sequence[str]) -> None:
     if problems:
         listed = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise PreparationError(f"{len(problems)} files cannot be used; nothing was written:\n  {listed}")
+        raise PreparationError(f"{len(problems)} problems; the file was not written:\n  {listed}")
 
 
 def read_png16(path: Path) -> npt.NDArray[np.uint16]:
@@ -226,6 +245,8 @@ def read_folds(path: Path) -> dict[str, int]:
             raise PreparationError(f"{path}: the first line must name the columns name and fold")
         folds: dict[str, int] = {}
         for number, row in enumerate(rows, start=2):
+            if row["name"] in folds:
+                raise PreparationError(f"{path}, line {number}: {row['name']} has a fold already")
             if row["fold"] not in ("0", "1", "2"):
                 raise PreparationError(f"{path}, line {number}: fold is {row['fold']!r}, not 0, 1 or 2")
             folds[row["name"]] = int(row["fold"])
@@ -258,6 +279,10 @@ def prepare(
     Raises:
         PreparationError: when files cannot be used. All of them are named, and the target is not written.
     """
+    if size < 1:
+        raise PreparationError(f"size must be at least 1, got {size}")
+    if workers is not None and workers < 1:
+        raise PreparationError(f"workers must be at least 1, got {workers}")
     sources = find_images(folder)
     if folds is not None:
         _raise([f"{source.name} has no fold" for source in sources if source.name not in folds])
@@ -284,14 +309,15 @@ def prepare(
         folds=np.array([fold_of(s.name, seed) if folds is None else folds[s.name] for s in sources], np.int8),
     )
     _check_and_write(content.getvalue(), target, size)
-    for source in sources:
-        _small_path(kept, source).unlink()
-    kept.rmdir()
+    shutil.rmtree(kept)
     return len(sources)
 
 
 def _small_path(kept: Path, source: SourceImage) -> Path:
-    return kept / f"{source.name}.npy"
+    """Where the small image is kept: under another name once the image, or what is known of it, has changed."""
+    status = source.path.stat()
+    told = (source.path.resolve(), status.st_size, status.st_mtime_ns, source.chart, source.darkness, source.saturation)
+    return kept / f"{source.name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:12]}.npy"
 
 
 def _prepare_one(source: SourceImage, kept: Path, size: int) -> str | None:
@@ -301,6 +327,8 @@ def _prepare_one(source: SourceImage, kept: Path, size: int) -> str | None:
         np.save(content, prepare_image(source, size))
     except PreparationError as error:
         return str(error)
+    except OSError as error:
+        return f"{source.path} cannot be read: {error.strerror or error}"
     replace_file(_small_path(kept, source), content.getvalue())
     return None
 

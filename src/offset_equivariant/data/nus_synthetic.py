@@ -27,9 +27,7 @@ def synthetic_scenes(images: int = 270, size: int = 64, seed: int = 0) -> Illumi
     Raises:
         ValueError: when an argument is out of range.
     """
-    for name, value, minimum in (("images", images, len(CAMERAS)), ("size", size, _MINIMUM_SIZE), ("seed", seed, 0)):
-        if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    check_scenes(images, size, seed)
     numbers = range(images)
     gains = [np.exp(np.random.default_rng([seed, camera]).normal(0, 0.25, 3)) for camera in range(len(CAMERAS))]
     scenes, illuminants = [], []
@@ -52,6 +50,17 @@ def synthetic_scenes(images: int = 270, size: int = 64, seed: int = 0) -> Illumi
         sha256=fingerprint(pixels, lights),
         synthetic=True,
     )
+
+
+def check_scenes(images: int = 270, size: int = 64, seed: int = 0) -> None:
+    """Check the arguments of :func:`synthetic_scenes`.
+
+    Raises:
+        ValueError: when one is out of range.
+    """
+    for name, value, minimum in (("images", images, len(CAMERAS)), ("size", size, _MINIMUM_SIZE), ("seed", seed, 0)):
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
 def _illuminant(rng: np.random.Generator) -> npt.NDArray[np.float64]:

@@ -58,7 +58,7 @@ def correction_panel(
             errors[title].append(reproduction_angular_error(estimate, truth).item())
         rows["true light"].append(lit / truth[..., None, None].float())
     return CorrectionPanel(
-        name=images.names[number],
+        name=f"{images.name}, {images.names[number]}",
         saturations=tuple(saturations),
         images={title: np.concatenate([_shown(image) for image in shown]) for title, shown in rows.items()},
         errors={title: np.array(values, dtype=np.float32) for title, values in errors.items()},

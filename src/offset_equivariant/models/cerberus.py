@@ -25,7 +25,7 @@ class ColorCerberus(nn.Module):
     Args:
         family: the layers to build it of.
         estimates: illuminants an image, k.
-        image_size: S, a multiple of 16.
+        image_size: S, a multiple of 16 (of 2 to the number of ``widths``).
         widths: conventional channels of the four convolutions, rounded by the family.
         bottleneck: conventional channels of the 1x1 convolution.
         hidden: conventional features between the two fully connected layers.

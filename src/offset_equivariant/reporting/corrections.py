@@ -20,7 +20,7 @@ class CorrectionPanel:
     """An image under several illuminants, and what is left of their colour after each correction.
 
     Attributes:
-        name: Name of the image.
+        name: Names of the data set and of the image.
         saturations: Saturation of each column.
         images: Row title -> sRGB images to show, shape (saturations, height, width, 3), uint8. The first row is the
             input, and the last the correction by the true illuminant.
@@ -82,6 +82,7 @@ def figure6(panel: CorrectionPanel) -> Figure:
     rows, columns = len(panel.images), len(panel.saturations)
     figure = Figure(figsize=(1.9 * columns + 0.5, 2.1 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle(panel.name, x=0.99, ha="right", fontsize=9, color="0.3")
     for row, (title, images) in enumerate(panel.images.items()):
         for column, axes in enumerate(grid[row]):
             axes.imshow(images[column], interpolation="nearest")
