@@ -173,7 +173,7 @@ def test_a_method_that_learns_nothing_needs_a_name_that_is_known(make_settings):
 
 
 def test_batches_larger_than_a_fold_are_refused(settings):
-    with pytest.raises(ConfigError, match="train.batch_size = 200, but a fold has only 66 training images"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size = 200, but a fold has only 66 training images"):
         plan_of(settings("train.batch_size=200"))
 
 
