@@ -133,14 +133,15 @@ def test_second_install_has_nothing_to_do(tmp_path: Path) -> None:
 
 
 @needs_make
-def test_reproduce_table1_passes_its_options_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", ["table1", "table3"])
+def test_reproducing_passes_its_options_on(tmp_path: Path, table: str) -> None:
     venv = f"VENV={tmp_path}/venv"
-    command = f"{tmp_path}/venv/bin/python scripts/reproduce.py table1"
-    assert f"{command} --from released --preset fast --seed 0 --results runs/reproduction\n" in make(
-        "--dry-run", "reproduce-table1", venv
+    command = f"{tmp_path}/venv/bin/python scripts/reproduce.py {table}"
+    assert f"{command} --from released --preset fast  --results runs/reproduction\n" in make(
+        "--dry-run", f"reproduce-{table}", venv
     )
     assert f"{command} --from scratch --preset paper --seed 3 --results elsewhere\n" in make(
-        "--dry-run", "reproduce-table1", venv, "FROM=scratch", "PRESET=paper", "SEED=3", "RESULTS=elsewhere"
+        "--dry-run", f"reproduce-{table}", venv, "FROM=scratch", "PRESET=paper", "SEED=3", "RESULTS=elsewhere"
     )
 
 

@@ -81,10 +81,9 @@ def test_a_bare_step_learns(network):
 
 
 def test_memory_is_that_of_the_step_alone():
-    before = peak_resident_megabytes()
-    block = torch.ones(50_000_000)  # 200 MB that the measuring process has, and the measured one has not
+    block = torch.ones(150_000_000)  # 600 MB that the measuring process has, and the measured one has not
     small, large = (training_memory("original", Size(batch=n, side=32), EAGER, CPU) for n in (8, 64))
-    assert peak_resident_megabytes() >= before + 100 and block.sum() > 0
+    assert peak_resident_megabytes() > 600 and block.sum() > 0
     assert 0 < small < large < 400
 
 
