@@ -43,6 +43,7 @@ from offset_equivariant.nn.pooling import (
 )
 from offset_equivariant.nn.residual import OptionAShortcut, ResidualMerge
 from offset_equivariant.nn.shifted import GlobalAveragePool, ShiftedFeatures, TakeOutOffset
+from offset_equivariant.nn.transposed import ConvTranspose1d, ConvTranspose2d
 
 __all__ = [
     "FAMILIES",
@@ -62,6 +63,8 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
     "Conventional",
     "Dropout",
     "EquivarianceReport",

@@ -18,7 +18,9 @@ repeating it after every step shrinks the weights to a box filter. See docs/DEVI
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +107,54 @@ class OffsetConstraint(nn.Module):
         return weight
 
 
+def project_transposed_weight(
+    weight: Tensor, offset_groups: int, stride: Sequence[int], dilation: Sequence[int], groups: int = 1
+) -> Tensor:
+    """Return the nearest weight of a transposed convolution that satisfies Eq. 16 for every phase of its output.
+
+    An output at position p meets the taps t with p + padding ≡ dilation · t (mod stride) alone: the taps fall into
+    phases, of which each output has one, and the weights of each phase must satisfy Eq. 16 by themselves.
+
+    Args:
+        weight: ``(m, n // groups, *taps)``, as torch's transposed convolutions keep it.
+        offset_groups: number of offset groups g.
+        stride: along each axis.
+        dilation: along each axis.
+        groups: torch's own ``groups``.
+
+    Raises:
+        ValueError: if n or m is not divisible by g, or m by ``groups``.
+    """
+    if weight.shape[0] % groups:
+        raise ValueError(f"in_channels = {weight.shape[0]} must be divisible by groups = {groups}")
+    # Of an ordinary convolution with as many outputs and inputs: (n, m // groups, *taps).
+    blocks = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    projected = torch.empty_like(blocks)
+    for phase in product(*map(_phases_of_taps, weight.shape[2:], stride, dilation)):
+        taps: Any = (slice(None), slice(None), *torch.meshgrid(*phase, indexing="ij"))
+        projected[taps] = project_weight(blocks[taps], offset_groups, groups)
+    result: Tensor = projected.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return result
+
+
+def _phases_of_taps(size: int, stride: int, dilation: int) -> list[Tensor]:
+    """The taps of each phase along one axis; phases without taps are left out."""
+    phase = torch.arange(size) * dilation % stride
+    return [(phase == value).nonzero().flatten() for value in phase.unique().tolist()]
+
+
+class TransposedOffsetConstraint(OffsetConstraint):
+    """As :class:`OffsetConstraint`, of a transposed convolution, see :func:`project_transposed_weight`."""
+
+    def __init__(self, offset_groups: int, stride: Sequence[int], dilation: Sequence[int], groups: int = 1) -> None:
+        super().__init__(offset_groups, groups)
+        self.stride = tuple(stride)
+        self.dilation = tuple(dilation)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return project_transposed_weight(weight, self.offset_groups, self.stride, self.dilation, self.groups)
+
+
 class ConstrainedWeight(nn.Module):
     """Mixin of every layer whose ``weight`` obeys Eq. 10 or 16.
 
@@ -116,19 +166,21 @@ class ConstrainedWeight(nn.Module):
     weight: Tensor
     offset_groups: int
     constraint: Constraint
+    _projection: OffsetConstraint
     #: Whether batch normalisation was folded into the weight, which therefore satisfies no constraint any more.
     holds_scaled_weight = False
 
-    def _constrain(self, offset_groups: int, constraint: Constraint, groups: int = 1) -> None:
+    def _constrain(self, projection: OffsetConstraint, constraint: Constraint) -> None:
         """Start to hold the constraint; to be called once, when the layer has its weight."""
         if constraint not in CONSTRAINTS:
             raise ValueError(f"constraint = {constraint!r} is not one of {', '.join(CONSTRAINTS)}")
-        self.offset_groups = offset_groups
+        self.offset_groups = projection.offset_groups
         self.constraint = constraint
-        self._weight_groups = groups
+        # Not as a submodule: it has no state, and is no part of what the layer computes.
+        self.__dict__["_projection"] = projection
         self.project_()
         if constraint == "parametrization":
-            parametrize.register_parametrization(self, "weight", OffsetConstraint(offset_groups, groups))
+            parametrize.register_parametrization(self, "weight", projection)
         self.register_load_state_dict_pre_hook(_translate_weight_key)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -137,7 +189,7 @@ class ConstrainedWeight(nn.Module):
         if self.holds_scaled_weight:
             return
         weight = self._free_weight()
-        weight.copy_(project_weight(weight, self.offset_groups, self._weight_groups))
+        weight.copy_(self._projection(weight))
 
     def _free_weight(self) -> Tensor:
         if parametrize.is_parametrized(self, "weight"):
@@ -152,7 +204,7 @@ def _translate_weight_key(module: nn.Module, state_dict: dict[str, Tensor], pref
     if wanted not in state_dict and other in state_dict:
         weight = state_dict.pop(other)
         assert isinstance(module, ConstrainedWeight)
-        state_dict[wanted] = project_weight(weight, module.offset_groups, module._weight_groups)
+        state_dict[wanted] = module._projection(weight)
 
 
 def project_(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from offset_equivariant.groups import channels_per_group, nearest_multiple
-from offset_equivariant.nn import adapters, concatenation, fused, layers, residual, shifted
+from offset_equivariant.nn import adapters, concatenation, fused, layers, residual, shifted, transposed
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
 
 
@@ -35,6 +35,17 @@ class LayerFamily(Protocol):
     ) -> nn.Module:
         """Convolution."""
 
+    def conv_transpose2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> nn.Module:
+        """Transposed convolution."""
+
     def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         """Fully connected layer."""
 
@@ -45,6 +56,9 @@ class LayerFamily(Protocol):
 
     def global_average_pool(self) -> nn.Module:
         """Mean over the pixels of such feature maps, a tensor ``(N, C)``."""
+
+    def batch_norm2d(self, channels: int) -> nn.Module:
+        """Batch normalisation of tensors ``(N, C, H, W)``."""
 
     def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
         """Batch normalisation and ReLU; called with second feature maps, merges that shortcut before the ReLU.
@@ -95,6 +109,17 @@ class Conventional:
     ) -> nn.Module:
         return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
 
+    def conv_transpose2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> nn.Module:
+        return nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+
     def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         return nn.Linear(in_features, out_features, bias)
 
@@ -106,6 +131,9 @@ class Conventional:
 
     def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
         return fused.ConventionalBatchNormReLU(channels)
+
+    def batch_norm2d(self, channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels)
 
     def relu(self) -> nn.Module:
         return nn.ReLU()
@@ -187,6 +215,26 @@ class OffsetEquivariant:
             constraint=self.constraint,
         )
 
+    def conv_transpose2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> nn.Module:
+        return transposed.ConvTranspose2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            bias=bias,
+            offset_groups=self.offset_groups,
+            constraint=self.constraint,
+        )
+
     def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         return layers.Linear(
             in_features, out_features, bias, offset_groups=self.offset_groups, constraint=self.constraint
@@ -200,6 +248,9 @@ class OffsetEquivariant:
 
     def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
         return fused.BatchNormReLU(channels, offset_groups=self.offset_groups, border=border)
+
+    def batch_norm2d(self, channels: int) -> nn.Module:
+        return adapters.BatchNorm2d(channels, offset_groups=self.offset_groups)
 
     def relu(self) -> nn.Module:
         return adapters.ReLU(offset_groups=self.offset_groups)

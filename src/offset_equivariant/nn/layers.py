@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offset_equivariant.groups import channels_per_group
-from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
+from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint, OffsetConstraint
 from offset_equivariant.nn.padding import PADDING_MODES, pad
 from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups
 
@@ -40,13 +40,13 @@ class Linear(ConstrainedWeight, nn.Linear):
         channels_per_group(in_features, offset_groups, "in_features")
         channels_per_group(out_features, offset_groups, "out_features")
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._constrain(offset_groups, constraint)
+        self._constrain(OffsetConstraint(offset_groups), constraint)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, offset_groups={self.offset_groups}, constraint={self.constraint!r}"
 
 
-def _require_torch_groups(channels: int, groups: int, offset_groups: int, name: str) -> None:
+def require_torch_groups(channels: int, groups: int, offset_groups: int, name: str) -> None:
     """Refuse channels that torch's ``groups`` do not divide, naming the nearest that both kinds of groups divide."""
     if groups < 1:
         raise ValueError(f"groups must be at least 1, got {groups}")
@@ -87,7 +87,7 @@ class _Conv(ConstrainedWeight):
         channels_per_group(in_channels, offset_groups, "in_channels")
         channels_per_group(out_channels, offset_groups, "out_channels")
         for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
-            _require_torch_groups(count, groups, offset_groups, name)
+            require_torch_groups(count, groups, offset_groups, name)
         if padding_mode not in PADDING_MODES:
             raise ValueError(
                 f"padding_mode = {padding_mode!r} would break offset equivariance at the border (Section 2.2); "
@@ -95,7 +95,7 @@ class _Conv(ConstrainedWeight):
             )
         arguments: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*arguments, bias, padding_mode, device, dtype)
-        self._constrain(offset_groups, constraint, groups)
+        self._constrain(OffsetConstraint(offset_groups, groups), constraint)
 
     def forward(self, input: Any) -> Any:
         """Convolve a tensor, or :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, which stay such."""
