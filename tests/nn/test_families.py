@@ -11,7 +11,7 @@ from offset_equivariant.nn import FAMILIES, Conventional, LayerFamily, OffsetEqu
 
 def test_both_families_supply_every_layer_with_the_same_arguments():
     methods = {name: method for name, method in vars(LayerFamily).items() if not name.startswith("_")}
-    assert len(methods) == 14
+    assert len(methods) == 16
     for family in FAMILIES.values():
         for name, method in methods.items():
             assert inspect.signature(getattr(family, name)) == inspect.signature(method), name
@@ -37,6 +37,9 @@ def test_the_layers_of_the_conventional_family():
         "LeakyReLU(negative_slope=0.2)",
         "Dropout(p=0.3, inplace=False)",
     ]
+    transposed = family.conv_transpose2d(4, 8, 4, 2, 1, False)
+    assert repr(transposed) == repr(nn.ConvTranspose2d(4, 8, 4, 2, 1, bias=False))
+    assert repr(family.batch_norm2d(4)) == repr(nn.BatchNorm2d(4))
     assert isinstance(family.shortcut(4, 4, 1), nn.Identity)
     assert family.shortcut(4, 6, 2)(torch.ones(1, 4, 4, 4)).sum() == 16
 
