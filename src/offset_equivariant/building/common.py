@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from offset_equivariant.color import make_clipping
 from offset_equivariant.color.representation import Representation
-from offset_equivariant.config import ExperimentConfig
+from offset_equivariant.config import ExperimentConfig, RepresentationConfig
 from offset_equivariant.nn.families import FAMILIES, LayerFamily
 from offset_equivariant.tasks.task import Trainable
 from offset_equivariant.training.schedules import Schedule, make_schedule
@@ -35,10 +36,16 @@ def build_representation(config: ExperimentConfig) -> Representation:
     Raises:
         ValueError: if the channels of one offset group would be divided by different numbers.
     """
-    settings = config.model.representation
-    statistics = config.dataset.statistics[settings.statistics]
-    clipping = None if settings.clipping is None else make_clipping(settings.clipping, **settings.clipping_options)
     _require_one_scale_a_group(config)
+    return representation_of(config.model.representation, config.dataset.statistics)
+
+
+def representation_of(
+    settings: RepresentationConfig, of_dataset: Mapping[str, Mapping[str, Sequence[float]]]
+) -> Representation:
+    """Build the conversion that the settings describe, with the statistics of a data set that they name."""
+    statistics = of_dataset[settings.statistics]
+    clipping = None if settings.clipping is None else make_clipping(settings.clipping, **settings.clipping_options)
     return Representation(settings.space, tuple(statistics["mean"]), tuple(statistics["std"]), clipping)
 
 

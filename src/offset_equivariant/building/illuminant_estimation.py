@@ -16,10 +16,9 @@ from offset_equivariant.building.common import (
     build_optimizer,
     build_representation,
     build_schedule,
+    representation_of,
 )
-from offset_equivariant.color import make_clipping
-from offset_equivariant.color.representation import Representation
-from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
+from offset_equivariant.config import ConfigError, ExperimentConfig, RepresentationConfig, check_arguments
 from offset_equivariant.data import data_directories
 from offset_equivariant.data.cross_validation import assign_folds, hold_out
 from offset_equivariant.data.illuminant_images import IlluminantDataError, IlluminantImages
@@ -94,8 +93,7 @@ def _require_one_estimate(network: ColorCerberus) -> None:
 def plan_training(config: ExperimentConfig, network: nn.Module, images: IlluminantImages) -> PlannedTraining:
     """Build the training of all folds, on images on the device."""
     recipe, representation = config.train, build_representation(config)
-    if not isinstance(network, CrossValidated):
-        return PlannedTraining(_Untrained(network), 0, build_schedule(config, 1))
+    assert isinstance(network, CrossValidated)  # image statistics have no steps, and are never trained
     setting = runtime_setting(config, images.images.device)
     fewest = min(int((images.folds != fold).sum()) for fold in range(len(network.networks)))
     if fewest < recipe.batch_size:
@@ -120,24 +118,6 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: Illumina
     return PlannedTraining(task, task.total_steps, task.schedule(lambda steps: build_schedule(config, steps)))
 
 
-class _Untrained:
-    """The training, of no steps, of a method that learns nothing."""
-
-    batch_size = 1
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"network": self._network}
-
-    def optimizers(self) -> dict[str, Any]:
-        return {}
-
-    def training_step(self, step: int, learning_rate_factor: float) -> dict[str, torch.Tensor]:
-        raise AssertionError("image statistics learn nothing")
-
-
 def build_evaluation(config: ExperimentConfig, network: nn.Module, images: IlluminantImages) -> EstimationEvaluation:
     """Build the evaluation on images, on the device."""
     if config.model.architecture == "image_statistics":
@@ -159,10 +139,7 @@ def load_estimators(weights: Path) -> tuple[list[Callable[[Tensor], Tensor]], in
     family = FAMILIES[model["family"]](**model["family_options"])
     network = CrossValidated(lambda: ColorCerberus(family, **model["options"]), _networks(dataset))
     load_weights(network, weights)
-    shown = model["representation"]
-    statistics = dataset["statistics"][shown["statistics"]]
-    clipping = None if shown["clipping"] is None else make_clipping(shown["clipping"], **shown["clipping_options"])
-    representation = Representation(shown["space"], tuple(statistics["mean"]), tuple(statistics["std"]), clipping)
+    representation = representation_of(RepresentationConfig(**model["representation"]), dataset["statistics"])
     estimators = [partial(_estimate_alone, network_estimator(one, representation)) for one in network.networks]
     return list(estimators), model["options"].get("image_size", 64)
 
