@@ -41,6 +41,8 @@ from offset_equivariant.storage import replace_file
 
 #: Steps of train=fast on CIFAR-10, over which compiling must pay.
 FAST_STEPS = 4680
+#: Images at a time in the sweep, as conf/runtime has it.
+EVALUATION_BATCH = 250
 GROWTH = [
     *(("batch", batch, Size(batch=batch)) for batch in (32, 64, 128, 256, 512)),
     *(("side", side, Size(batch=16, side=side)) for side in (32, 64, 128, 224)),
@@ -178,7 +180,7 @@ def measure_sweep(best: dict[str, Setting], device: torch.device, rounds: int, i
     found: dict[str, Any] = {}
     for network in ("original", "equivariant"):
         eager = Setting(best[network].channels_last, False)
-        whole, bare = sweep_of(network, images, 500, eager, device)
+        whole, bare = sweep_of(network, images, EVALUATION_BATCH, eager, device)
         times = interleaved({"sweep": whole, "forward": bare}, device, rounds, warm_up=1)
         found[network] = {
             "images": images,

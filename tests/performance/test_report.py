@@ -39,6 +39,13 @@ def test_rates_and_ratios_follow_from_the_times(found):
     assert f"over the plain composition: time {expected:.2f}" in render_benchmark(found)
 
 
+def test_rates_beside_the_authors_code(found):
+    rate = found["sweep"]["equivariant"]["images_per_second_and_saturation"]
+    assert f"| evaluation, equivariant | 707 | {rate:.0f} | {rate / 707:.2f} |" in render_benchmark(found)
+    other = found | {"environment": found["environment"] | {"threads": 64}}
+    assert "authors" not in render_benchmark(other)
+
+
 def test_uncommitted_changes_are_said(found):
     assert "uncommitted" in render_benchmark(found | {"dirty": True})
     assert "uncommitted" not in render_benchmark(found)

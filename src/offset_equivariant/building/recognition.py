@@ -27,6 +27,7 @@ from offset_equivariant.data import (
     options_of,
 )
 from offset_equivariant.models.resnet import CifarResNet
+from offset_equivariant.nn import fuse_for_inference
 from offset_equivariant.performance.settings import CompiledOrEager, Setting, fastest_setting
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionEvaluation, RecognitionTraining
@@ -118,9 +119,9 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: Labelled
 
 
 def build_evaluation(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> RecognitionEvaluation:
-    """Build the evaluation of a network on images, both on the device."""
+    """Build the evaluation of a network as it is now, folded, on images, both on the device."""
     return RecognitionEvaluation(
-        network,
+        fuse_for_inference(network),
         images,
         build_pipeline(config),
         requantize=config.distortion.requantize,

@@ -151,8 +151,8 @@ def inference_of(network: str, size: Size, setting: Setting, device: torch.devic
 def sweep_of(
     network: str, images: int, batch: int, setting: Setting, device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return a sweep over all saturations, and as many bare forward passes over the same images."""
-    module = build(network, Size(), setting, device)
+    """Return a sweep over all saturations, and as many bare forward passes over the same images, folded both."""
+    module = fuse_for_inference(build(network, Size(), setting, device))
     data = random_images(32, images, device)
     task = RecognitionEvaluation(module, data, pipeline_of(network), channels_last=setting.channels_last)
     layout = torch.channels_last if setting.channels_last else torch.contiguous_format
@@ -160,7 +160,6 @@ def sweep_of(
 
     @torch.no_grad()
     def bare() -> None:
-        module.eval()
         for _ in SATURATIONS:
             for part in batches:
                 module(part)
