@@ -11,6 +11,7 @@ import argparse
 
 from omegaconf import OmegaConf
 
+from offset_equivariant.building.inpainting import PHOTO_DATASETS, load_photos
 from offset_equivariant.color import AbsoluteClipping, Clipping, RelativeClipping
 from offset_equivariant.color.representation import Space, channel_statistics
 from offset_equivariant.data import DATASETS, data_directories, load_dataset
@@ -26,10 +27,13 @@ REPRESENTATIONS: dict[str, tuple[Space, Clipping | None]] = {
 def main() -> None:
     """Print the statistics as YAML."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=sorted(DATASETS))
-    arguments = parser.parse_args()
-    options = OmegaConf.load(repository_root() / "conf" / "dataset" / f"{arguments.dataset}.yaml").options
-    images = load_dataset(arguments.dataset, "train", data_directories(), **options).images
+    parser.add_argument("dataset", choices=sorted([*DATASETS, *PHOTO_DATASETS]))
+    name = parser.parse_args().dataset
+    options = OmegaConf.load(repository_root() / "conf" / "dataset" / f"{name}.yaml").options
+    if name in PHOTO_DATASETS:
+        images = load_photos(name, "train", options, data_directories()).images
+    else:
+        images = load_dataset(name, "train", data_directories(), **options).images
     print("statistics:")
     for name, (space, clipping) in REPRESENTATIONS.items():
         mean, std = channel_statistics(images, space, clipping)

@@ -171,7 +171,7 @@ def test_tracking_with_wandb_offline(command_line, short, tmp_path, finished_run
     record = read_record(run / "record.json")
     tables = {file.name: json.loads(file.read_text()) for file in path.parent.glob("files/media/table/*")}
     (sweep,) = [table for name, table in tables.items() if name.startswith("saturation_sweep")]
-    (curves,) = [table for name, table in tables.items() if name.startswith("error_over_saturation")]
+    (curves,) = [table for name, table in tables.items() if name.startswith("error_percent_over_saturation")]
     errors = record.metrics["error_percent"]
     assert [row[sweep["columns"].index("error_percent")] for row in sweep["data"]] == list(errors.values())
     assert curves["data"] == [[float(s), "table1_equivariant_smoke", errors[s]] for s in errors]

@@ -1,10 +1,12 @@
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from offset_equivariant.config import ConfigError, experiment_config
+from offset_equivariant.training.schedules import make_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -26,10 +28,20 @@ def changed(settings: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return result
 
 
+#: Experiments by how their names begin, and how the names of their presets begin.
+PREFIXES = {"table1_": "", "search_": "", "table3_": "nus_", "search_nus_": "nus_", "table4_": "inpainting_"}
+
+
+def prefix_of(name: str, prefixes: Iterable[str]) -> str:
+    return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len)
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_valid_with_every_preset(make_settings, experiment):
-    prefix = "nus_" if experiment.startswith(("table3_", "search_nus_")) else ""
-    for group in (name for name in PRESETS if name.startswith("nus_") == bool(prefix)):
+    prefix = PREFIXES[prefix_of(experiment, PREFIXES)]
+    groups = [name for name in PRESETS if prefix_of(name, PREFIXES.values()) == prefix]
+    assert len(groups) >= 3
+    for group in groups:
         preset = group.removeprefix(prefix)
         config = experiment_config(make_settings(f"experiment={experiment}", f"train={group}"))
         assert config.train.preset == preset
@@ -37,7 +49,21 @@ def test_every_experiment_is_valid_with_every_preset(make_settings, experiment):
             suffix = "" if preset == "fast" else f"_{preset}"
             assert config.experiment == experiment + suffix
             number, row = experiment.removeprefix("table").split("_", 1)
-            assert (config.table, config.row) == (int(number), row)
+            assert (config.table, config.row) == (int(number), row.removeprefix("facades_"))
+
+
+@pytest.mark.parametrize("experiment", ["table4_original", "table4_equivariant", "table4_equivariant_relative"])
+def test_paris_is_trained_by_pathak_et_als_recipe(make_settings, experiment):
+    config = experiment_config(make_settings(f"experiment={experiment}"))
+    train, joint = config.train, config.train.inpainting
+    assert joint is not None
+    assert (config.dataset.name, config.dataset.options) == ("paris_street_view", {"shorter_side": 350})
+    assert (train.preset, train.epochs, train.batch_size, train.flip) == ("paper", 500, 64, True)
+    assert (train.optimizer, train.momentum, train.weight_decay) == ("adam", 0.5, 0)
+    assert (train.learning_rate, joint.discriminator_learning_rate) == (2e-3, 2e-4)
+    assert (joint.adversarial_weight, joint.border, joint.border_weight) == (0.001, 4, 10)
+    schedule = make_schedule(train.schedule.name, 1000, **train.schedule.options)
+    assert {schedule(step) for step in range(1000)} == {1}
 
 
 def test_paper_preset_is_he_et_als_recipe(make_settings):

@@ -162,7 +162,7 @@ def test_tracker_is_told_everything(done):
     columns, rows = watcher.tables["saturation_sweep"]
     assert columns == ["experiment", "seed", "saturation", "error_percent", "posterior_change"]
     assert rows == [[NAME, 0, float(s), errors[s], changes[s]] for s in ("0.0", "0.5", "1.0")]
-    assert watcher.plots["error_over_saturation"] == ([0.0, 0.5, 1.0], {NAME: list(errors.values())})
+    assert watcher.plots["error_percent_over_saturation"] == ([0.0, 0.5, 1.0], {NAME: list(errors.values())})
 
 
 def test_a_run_does_not_depend_on_what_ran_before_it_in_the_process(done, settings, tmp_path):

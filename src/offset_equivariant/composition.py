@@ -24,11 +24,16 @@ log = logging.getLogger(__name__)
 
 CONFIGURATION = provenance.repository_root() / "conf"
 #: What a task's presets are called in conf/train, before the preset's own name.
-_PRESET_PREFIXES: dict[Task, str] = {"recognition": "", "illuminant_estimation": "nus_"}
+_PRESET_PREFIXES: dict[Task, str] = {
+    "recognition": "",
+    "illuminant_estimation": "nus_",
+    "inpainting": "inpainting_",
+}
 #: Settings of the preset ``search`` that the names of its experiments say.
 _SEARCHED: dict[Task, tuple[str, ...]] = {
     "recognition": ("learning_rate", "weight_decay"),
     "illuminant_estimation": ("learning_rate", "weight_decay", "batch_size", "epochs", "smallest_crop"),
+    "inpainting": ("learning_rate", "weight_decay", "batch_size", "epochs", "inpainting"),
 }
 #: Settings of the training and the data set that change no number.
 _INDECISIVE = ("log_every", "checkpoint_seconds", "download")

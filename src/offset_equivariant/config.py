@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from offset_equivariant.color.constancy import BALANCING_METHODS
+from offset_equivariant.models.context_encoder import CENTRE_SIZE
 
 T = TypeVar("T")
 
@@ -27,8 +28,10 @@ class ConfigError(ValueError):
 class DatasetConfig:
     """Where images come from, and the statistics of their training pixels by representation."""
 
-    name: Literal["cifar10", "synthetic", "nus", "nus_synthetic"]
-    #: None where images have an illuminant in place of a class.
+    name: Literal[
+        "cifar10", "synthetic", "nus", "nus_synthetic", "paris_street_view", "facades", "inpainting_synthetic"
+    ]
+    #: None where images have no class.
     classes: int | None
     #: Images held out of the training split and evaluated on in place of the test split; 0 for a real run.
     validation_images: int
@@ -56,7 +59,16 @@ class ModelConfig:
     """Architecture and family of layers."""
 
     architecture: Literal[
-        "resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "cerberus", "image_statistics"
+        "resnet8",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+        "resnet110",
+        "cerberus",
+        "image_statistics",
+        "context_encoder",
+        "classical_inpainting",
     ]
     #: Keyword arguments of the architecture beside its family.
     options: dict[str, Any]
@@ -115,6 +127,21 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class InpaintingConfig:
+    """What the training of an inpainting network has beside its recipe (Section 4.3; Pathak et al. 2016)."""
+
+    #: Weight of the adversarial loss; that of the squared error is 1 minus it.
+    adversarial_weight: float
+    #: At its peak; the discriminator's schedule is the network's.
+    discriminator_learning_rate: float
+    #: Pixels along the border of the centre whose squared error counts ``border_weight`` times.
+    border: int
+    border_weight: float
+    #: Epochs between two grids of samples; None for none.
+    sample_epochs: float | None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The training recipe. Exactly one of ``epochs`` and ``steps`` is given."""
 
@@ -123,8 +150,9 @@ class TrainConfig:
     steps: int | None
     batch_size: int
     #: None: stochastic gradient descent.
-    optimizer: Literal["adamw"] | None
+    optimizer: Literal["adam", "adamw"] | None
     learning_rate: float
+    #: Of adam: its first decay rate, called beta 1.
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -136,6 +164,7 @@ class TrainConfig:
     flip: bool
     #: Side of the smallest random square crop, as a share of the image's; None for whole images.
     smallest_crop: float | None
+    inpainting: InpaintingConfig | None
     log_every: int
     checkpoint_seconds: float
 
@@ -178,23 +207,30 @@ class PathsConfig:
     results: str
 
 
-Task = Literal["recognition", "illuminant_estimation"]
-#: What the images of a data set are labelled with.
+Task = Literal["recognition", "illuminant_estimation", "inpainting"]
+#: What is learned of the images of a data set.
 TASKS: dict[str, Task] = {
     "cifar10": "recognition",
     "synthetic": "recognition",
     "nus": "illuminant_estimation",
     "nus_synthetic": "illuminant_estimation",
+    "paris_street_view": "inpainting",
+    "facades": "inpainting",
+    "inpainting_synthetic": "inpainting",
 }
 #: Architectures of a task.
 _ARCHITECTURES: dict[Task, tuple[str, ...]] = {
     "recognition": ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
     "illuminant_estimation": ("cerberus", "image_statistics"),
+    "inpainting": ("context_encoder", "classical_inpainting"),
 }
+#: Architectures that learn nothing.
+_UNTRAINED = ("image_statistics", "classical_inpainting")
 #: Settings of a recipe that only some tasks have, and the value that stands for their absence.
 _UNUSED: dict[Task, dict[str, Any]] = {
-    "recognition": {"smallest_crop": None},
-    "illuminant_estimation": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None},
+    "recognition": {"smallest_crop": None, "inpainting": None},
+    "illuminant_estimation": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None, "inpainting": None},
+    "inpainting": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None, "smallest_crop": None},
 }
 
 
@@ -263,6 +299,8 @@ def _check(config: ExperimentConfig) -> None:
         raise ConfigError("train: give either epochs or steps, and leave the other null")
     if train.optimizer == "adamw" and (train.momentum or train.nesterov):
         raise ConfigError("train.optimizer = adamw has no momentum of that kind; give train.momentum=0, nesterov=false")
+    if train.optimizer == "adam" and (train.nesterov or not train.momentum < 1):
+        raise ConfigError("train.optimizer = adam takes train.momentum, its beta 1, below 1, and train.nesterov=false")
     if train.nesterov and not train.momentum:
         raise ConfigError("train.nesterov = True needs a train.momentum above 0")
     if config.weights is not None and config.mode != "evaluate":
@@ -318,20 +356,43 @@ def _check_task(config: ExperimentConfig) -> None:
     for name, absent in _UNUSED[task].items():
         if getattr(config.train, name) != absent:
             raise ConfigError(f"train.{name} = {getattr(config.train, name)} is not for {task}; give {absent}")
-    untrained = config.model.architecture == "image_statistics"
+    untrained = config.model.architecture in _UNTRAINED
     if untrained != (config.train.steps == 0):
-        raise ConfigError("train.steps must be 0 for image_statistics, which learn nothing, and for nothing else")
+        raise ConfigError(
+            f"train.steps must be 0 for {', '.join(_UNTRAINED)}, which learn nothing, and for nothing else"
+        )
     if (task == "recognition") == (dataset.classes is None):
         raise ConfigError(f"dataset.classes = {dataset.classes} does not fit {task}")
-    if task == "recognition" and dataset.cross_validation is not None:
+    if task != "illuminant_estimation" and dataset.cross_validation is not None:
         raise ConfigError(f"dataset.cross_validation = {dataset.cross_validation} is not for {dataset.name}; give null")
     if task == "illuminant_estimation" and dataset.cross_validation is None and not dataset.validation_images:
         raise ConfigError(
             f"dataset {dataset.name} has no test images: give dataset.cross_validation=folds, or cameras, or "
             "dataset.validation_images"
         )
-    if task == "illuminant_estimation" and (config.strategy.jitter or config.strategy.balancing):
+    if task != "recognition" and (config.strategy.jitter or config.strategy.balancing):
         raise ConfigError(f"strategy = {config.strategy.name} is not for {task}; give strategy=none")
+    if task != "recognition" and config.distortion.requantize:
+        raise ConfigError(f"distortion.requantize = True is not for {task}; give false")
+    if task == "inpainting":
+        _check_inpainting(config.train.inpainting)
+
+
+def _check_inpainting(settings: InpaintingConfig | None) -> None:
+    if settings is None:
+        raise ConfigError("train.inpainting is missing; give a recipe for inpainting, such as train=inpainting_fast")
+    if not 0 <= settings.adversarial_weight <= 1:
+        raise ConfigError(f"train.inpainting.adversarial_weight = {settings.adversarial_weight} must lie in [0, 1]")
+    if not 0 <= settings.border <= CENTRE_SIZE // 2:
+        raise ConfigError(f"train.inpainting.border = {settings.border} must lie in [0, {CENTRE_SIZE // 2}] pixels")
+    positive = {
+        "discriminator_learning_rate": settings.discriminator_learning_rate,
+        "border_weight": settings.border_weight,
+        "sample_epochs": settings.sample_epochs,
+    }
+    for name, value in positive.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"train.inpainting.{name} = {value} must be positive")
 
 
 def _check_representation(config: ExperimentConfig) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -35,6 +38,8 @@ from offset_equivariant.reporting.records import (
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
 from offset_equivariant.runs import Run, Weights
+from offset_equivariant.storage import replace_file
+from offset_equivariant.tasks.task import Watch
 from offset_equivariant.training.checkpoint import seed_everything
 from offset_equivariant.training.cross_validation import parameters_of_one
 from offset_equivariant.training.loop import FitSettings, fit
@@ -115,9 +120,27 @@ def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) 
         run.directory,
         FitSettings(steps, plan.schedule, recipe.log_every, recipe.checkpoint_seconds, run.config.runtime.progress),
         notes={"commits": [run.commit], "dirty": run.dirty, "data_sha256": images.sha256, "total_steps": steps},
-        on_log=lambda scalars, step: tracker.log({f"train/{name}": value for name, value in scalars.items()}, step),
+        on_log=partial(_show_progress, run.directory, plan.watch, tracker),
     )
     run.write_weights(network, state)
+
+
+def _show_progress(
+    directory: Path, watch: Watch | None, tracker: Tracker, scalars: Mapping[str, float], step: int
+) -> None:
+    """Track the scalars of a training, say what its watch warns of, and keep its pictures in the run's directory."""
+    tracker.log({f"train/{name}": value for name, value in scalars.items()}, step)
+    if watch is None:
+        return
+    seen = watch(scalars, step)
+    for warning in seen.warnings:
+        log.warning(warning)
+    for name, picture in seen.pictures.items():
+        pixels = picture.permute(1, 2, 0).numpy()
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, "png")
+        replace_file(directory / name / f"step-{step:08d}.png", content.getvalue())
+        tracker.picture(f"train/{name}", pixels, step)
 
 
 def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.device, tracker: Tracker) -> Record:
@@ -206,7 +229,7 @@ def recorded_settings(run: Run) -> dict[str, Any]:
 
 
 def _track(tracker: Tracker, record: Record, metric: str, unit: str) -> None:
-    """Show a record's metrics: a table with a row a saturation, and its first metric's curve over the saturation."""
+    """Show a record's metrics: a table with a row a saturation, and the curve of one of them over the saturation."""
     saturations = list(record.metrics[metric])
     columns = ["experiment", "seed", "saturation", *record.metrics]
     tracker.table(
@@ -215,11 +238,11 @@ def _track(tracker: Tracker, record: Record, metric: str, unit: str) -> None:
         [[record.experiment, record.seed, float(s), *(m[s] for m in record.metrics.values())] for s in saturations],
     )
     tracker.curves(
-        "error_over_saturation",
+        f"{metric}_over_saturation",
         [float(s) for s in saturations],
         {record.experiment: list(record.metrics[metric].values())},
         "saturation",
-        f"Test error ({unit}) over the saturation of the illuminant",
+        f"{metric} ({unit}) over the saturation of the illuminant",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from offset_equivariant.building import illuminant_estimation, recognition
+from offset_equivariant.building import illuminant_estimation, inpainting, recognition
 from offset_equivariant.building.common import PlannedTraining, build_schedule, choose_device
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
 from offset_equivariant.data import data_directories
@@ -73,7 +73,7 @@ class TaskBuilder(Protocol):
     def runtime_setting(self, config: ExperimentConfig, device: torch.device) -> Setting: ...
 
 
-_BUILDERS = {"recognition": recognition, "illuminant_estimation": illuminant_estimation}
+_BUILDERS = {"recognition": recognition, "illuminant_estimation": illuminant_estimation, "inpainting": inpainting}
 
 
 def _builder(config: ExperimentConfig) -> TaskBuilder:

@@ -12,17 +12,22 @@ from offset_equivariant.color import make_clipping
 from offset_equivariant.color.representation import Representation
 from offset_equivariant.config import ExperimentConfig, RepresentationConfig
 from offset_equivariant.nn.families import FAMILIES, LayerFamily
-from offset_equivariant.tasks.task import Trainable
+from offset_equivariant.performance.settings import Setting
+from offset_equivariant.tasks.task import Trainable, Watch
 from offset_equivariant.training.schedules import Schedule, make_schedule
+
+#: The second decay rate of Adam, as everywhere.
+_ADAM_BETA2 = 0.999
 
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """A training, where it ends, and its learning rates on the way."""
+    """A training, where it ends, its learning rates on the way, and what is looked at beside its scalars."""
 
     task: Trainable
     total_steps: int
     schedule: Schedule
+    watch: Watch | None = None
 
 
 def build_family(config: ExperimentConfig) -> LayerFamily:
@@ -63,14 +68,19 @@ def _require_one_scale_a_group(config: ExperimentConfig) -> None:
             )
 
 
-def build_optimizer(config: ExperimentConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimiser of a network, its learning rate at the peak."""
-    recipe = config.train
+def build_optimizer(
+    config: ExperimentConfig, network: nn.Module, learning_rate: float | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimiser of a network, its learning rate at the peak: the recipe's, unless another is given."""
+    recipe, rate = config.train, config.train.learning_rate if learning_rate is None else learning_rate
+    if recipe.optimizer == "adam":
+        betas = (recipe.momentum, _ADAM_BETA2)
+        return torch.optim.Adam(network.parameters(), lr=rate, betas=betas, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
         network.parameters(),
-        lr=recipe.learning_rate,
+        lr=rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
@@ -94,3 +104,9 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise RuntimeError(f"runtime.device = {name} is not available here; use runtime.device=auto")
     return torch.device(name)
+
+
+def configured_setting(config: ExperimentConfig, device: torch.device) -> Setting:
+    """Return layout and compilation of a task that was not timed: those configured, else channels-last, no compiler."""
+    chosen = config.runtime.channels_last
+    return Setting(True if chosen is None else chosen, bool(config.runtime.compile))

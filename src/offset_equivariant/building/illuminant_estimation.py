@@ -16,6 +16,7 @@ from offset_equivariant.building.common import (
     build_optimizer,
     build_representation,
     build_schedule,
+    configured_setting,
     representation_of,
 )
 from offset_equivariant.config import ConfigError, ExperimentConfig, RepresentationConfig, check_arguments
@@ -26,7 +27,7 @@ from offset_equivariant.data.nus import CAMERAS, load_nus
 from offset_equivariant.data.nus_synthetic import check_scenes, synthetic_scenes
 from offset_equivariant.models.cerberus import ColorCerberus
 from offset_equivariant.nn.families import FAMILIES
-from offset_equivariant.performance.settings import CompiledOrEager, Setting
+from offset_equivariant.performance.settings import CompiledOrEager
 from offset_equivariant.tasks.illuminant_estimation import (
     EstimationEvaluation,
     EstimationTraining,
@@ -173,7 +174,4 @@ def load_split(config: ExperimentConfig, split: str) -> IlluminantImages:
     return images if split == "train" else images.subset((images.folds >= 0).nonzero().flatten())
 
 
-def runtime_setting(config: ExperimentConfig, device: torch.device) -> Setting:
-    """Return layout and compilation: those configured, else channels-last and no compiler."""
-    chosen = config.runtime.channels_last
-    return Setting(True if chosen is None else chosen, bool(config.runtime.compile))
+runtime_setting = configured_setting

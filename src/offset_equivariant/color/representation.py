@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from offset_equivariant.color.log_rgb import AbsoluteClipping, linear_to_log_rgb
-from offset_equivariant.color.srgb import linear_to_srgb, srgb_lookup_table
+from offset_equivariant.color.log_rgb import AbsoluteClipping, linear_to_log_rgb, log_rgb_to_linear
+from offset_equivariant.color.srgb import linear_to_srgb, srgb_lookup_table, srgb_to_linear
 
 Space = Literal["srgb", "linear", "log_rgb"]
 
@@ -48,9 +48,23 @@ class Representation:
     def __call__(self, linear: Tensor) -> Tensor:
         """Map linear RGB in [0, 1], ``(N, 3, H, W)``, to the network's input of the same shape."""
         values = to_space(linear, self.space, self.clipping)
-        mean = torch.tensor(self.mean, dtype=values.dtype, device=values.device)[:, None, None]
-        std = torch.tensor(self.std, dtype=values.dtype, device=values.device)[:, None, None]
-        return (values - mean) / std
+        mean, std = self._statistics(values)
+        return (values - mean[:, None, None]) / std[:, None, None]
+
+    def to_linear(self, values: Tensor) -> Tensor:
+        """Map what a network is shown, or gives in that space and range, to linear RGB: the inverse but for clipping.
+
+        Colours ``(N, 3)`` or images ``(N, 3, H, W)``.
+        """
+        mean, std = (part.view(-1, *[1] * (values.ndim - 2)) for part in self._statistics(values))
+        values = values * std + mean
+        if self.space == "srgb":
+            return srgb_to_linear(values)
+        return values if self.space == "linear" else log_rgb_to_linear(values)
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, ``(3,)``, in the type and on the device of ``like``."""
+        return like.new_tensor(self.mean), like.new_tensor(self.std)
 
     def from_srgb_bytes(self, images: Tensor) -> Tensor:
         """Map uint8 sRGB images ``(N, 3, H, W)`` to the network's input, by a table where each value stands alone."""

@@ -1,4 +1,4 @@
-"""Figures, drawn from records: a table's metric over the saturation (Figures 2 and 5), and examples (Figures 3 and 6).
+"""Figures, drawn from records: a table's metric over the saturation (Figures 2, 5 and 7), and examples (3, 6 and 8).
 
 Drawn with matplotlib's object interface: no display, no global state.
 """
@@ -16,7 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from offset_equivariant.reporting.comparison import TABLE1, TABLE3, TABLES, TableDescription, group_records
+from offset_equivariant.reporting.comparison import (
+    TABLE1,
+    TABLE3,
+    TABLE4,
+    TABLES,
+    TableDescription,
+    group_records,
+)
 from offset_equivariant.reporting.corrections import figure6, read_corrections
 from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel
@@ -38,6 +45,12 @@ _STYLES = {
     "shades_of_grey": ("#CC79A7", "^"),
     "max_rgb": ("#E69F00", "D"),
     "grey_edge": ("#009E73", "s"),
+    "small_original": ("#E69F00", "o"),
+    "small_equivariant": ("#009E73", "P"),
+    "small_equivariant_relative": ("#CC79A7", "X"),
+    "mean_colour": ("#999999", "v"),
+    "telea": ("#666666", "^"),
+    "navier_stokes": ("#BBBBBB", "D"),
 }
 _LINES = ("-", "--", ":", "-.")
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markersize": 10, "markeredgewidth": 1.4, "linestyle": "none"}
@@ -121,6 +134,11 @@ def figure5(records: Iterable[Record]) -> Figure:
     return curves_figure(TABLE3, records)
 
 
+def figure7(records: Iterable[Record]) -> Figure:
+    """Draw Figure 7: PSNR over the saturation of the test illuminant, for the rows of Table 4."""
+    return curves_figure(TABLE4, records)
+
+
 def curves_figure(description: TableDescription, records: Iterable[Record]) -> Figure:
     """Draw a table's metric over the saturation of the test illuminant.
 
@@ -145,7 +163,12 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
         if curve.paper:
             axes.plot(list(curve.paper), list(curve.paper.values()), color=colour, marker=marker, zorder=4, **_HOLLOW)
     handles.append(Line2D([], [], color="black", marker="o", label="Paper (hollow markers)", **_HOLLOW))
-    axes.set(xlim=(-0.02, 1.02), ylim=(0.0, top), xlabel="Saturation of the illuminant, S", ylabel=description.axis)
+    axes.set(
+        xlim=(-0.02, 1.02),
+        ylim=(description.figure_bottom, top),
+        xlabel="Saturation of the illuminant, S",
+        ylabel=description.axis,
+    )
     axes.set_xticks([tick / 10 for tick in range(11)])
     axes.grid(color="0.88")
     axes.set_axisbelow(True)

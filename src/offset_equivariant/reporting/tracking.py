@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import numpy as np
+from numpy.typing import NDArray
+
 logger = logging.getLogger(__name__)
 
 MODES = ("offline", "online", "disabled")
@@ -30,6 +33,9 @@ class Tracker(Protocol):
     ) -> None:
         """Log a plot of several curves, each of ``ys`` against the same ``xs``."""
 
+    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Log a picture of optimisation step ``step``, sRGB ``(H, W, 3)``."""
+
     def finish(self) -> None:
         """End the run; call it in a ``finally`` clause."""
 
@@ -46,6 +52,9 @@ class NullTracker:
     def curves(
         self, name: str, xs: Sequence[float], ys: Mapping[str, Sequence[float]], x_name: str, title: str
     ) -> None:
+        """Do nothing."""
+
+    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
         """Do nothing."""
 
     def finish(self) -> None:
@@ -105,6 +114,11 @@ class WandbTracker:
                     {name: self._wandb.plot.line_series(list(xs), series, keys=list(ys), title=title, xname=x_name)}
                 )
             )
+
+    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Log a ``wandb.Image``."""
+        if self._run is not None:
+            self._attempt(lambda: self._run.log({name: self._wandb.Image(pixels)}, step=step))
 
     def finish(self) -> None:
         """End the run and close its files."""

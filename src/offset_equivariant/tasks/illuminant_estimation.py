@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from offset_equivariant.color.angular_error import angle_to_neutral, recovery_angular_error, reproduction_angular_error
 from offset_equivariant.color.constancy import BALANCING_METHODS
 from offset_equivariant.color.illuminants import apply_illuminant
-from offset_equivariant.color.log_rgb import log_rgb_to_linear
 from offset_equivariant.color.representation import Representation
 from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.data.illuminant_images import IlluminantImages
@@ -35,10 +34,7 @@ def decode_estimate(representation: Representation, outputs: Tensor) -> Tensor:
     A network on log RGB estimates in the space of its input, normalisation included: a change of the light moves its
     output as it moves the input. One on linear RGB estimates linear RGB.
     """
-    if representation.space != "log_rgb":
-        return outputs
-    mean, std = (outputs.new_tensor(values) for values in (representation.mean, representation.std))
-    return log_rgb_to_linear(outputs * std + mean)
+    return representation.to_linear(outputs) if representation.space == "log_rgb" else outputs
 
 
 def random_crops(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -23,6 +24,26 @@ class Trainable(Protocol):
 
     def training_step(self, step: int, learning_rate_factor: float) -> dict[str, Tensor]:
         """Take one optimisation step and return scalars to report, still on the device; ``loss`` must be among them."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a training shows of itself beside its scalars.
+
+    Attributes:
+        warnings: what seems to go wrong.
+        pictures: uint8 ``(3, H, W)``, sRGB, by name.
+    """
+
+    warnings: tuple[str, ...] = ()
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Watch(Protocol):
+    """Looks at a training without changing it."""
+
+    def __call__(self, scalars: Mapping[str, float], step: int) -> Observation:
+        """Look at it after ``step`` steps; ``scalars`` are means since the last look."""
 
 
 class Evaluable(Protocol):
