@@ -75,7 +75,10 @@ def build_optimizer(
     recipe, rate = config.train, config.train.learning_rate if learning_rate is None else learning_rate
     if recipe.optimizer == "adam":
         betas = (recipe.momentum, _ADAM_BETA2)
-        return torch.optim.Adam(network.parameters(), lr=rate, betas=betas, weight_decay=recipe.weight_decay)
+        # Fused: one pass over the weights in place of ten.
+        return torch.optim.Adam(
+            network.parameters(), lr=rate, betas=betas, weight_decay=recipe.weight_decay, fused=True
+        )
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(

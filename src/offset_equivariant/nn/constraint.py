@@ -47,13 +47,17 @@ def project_weight(weight: Tensor, offset_groups: int, groups: int = 1) -> Tenso
     channels_per_group(outputs, offset_groups, "out_channels")
     channels_per_group(visible * groups, offset_groups, "in_channels")
     if groups == 1:
-        blocks = weight.reshape(offset_groups, outputs // offset_groups, offset_groups, -1)
-        target = torch.eye(offset_groups, dtype=weight.dtype, device=weight.device)[:, None, :, None]
-        return (blocks - (blocks.mean(3, keepdim=True) - target / blocks.shape[3])).reshape(weight.shape)
-    excess, members = _excess(weight, offset_groups, groups)
+        # Views, which copy nothing whatever the weight's layout: layers of 33 million weights go through here.
+        blocks = weight.unflatten(1, (offset_groups, -1))
+        target = assignment_matrix(outputs, offset_groups, dtype=weight.dtype, device=weight.device)
+        members = blocks[0, 0].numel()
+        axes = tuple(range(2, blocks.ndim))
+        excess = blocks.mean(axes, keepdim=True) - (target / members)[(..., *[None] * len(axes))]
+        return torch.flatten(blocks - excess, 1, 2)
+    violation, is_member = _excess(weight, offset_groups, groups)
     taps = weight[0, 0].numel()
-    share = excess / (members.sum(1) * taps).clamp_min(1)
-    return weight - torch.einsum("og,ocg->oc", share, members).reshape(outputs, visible, *(1,) * (weight.ndim - 2))
+    share = violation / (is_member.sum(1) * taps).clamp_min(1)
+    return weight - torch.einsum("og,ocg->oc", share, is_member).reshape(outputs, visible, *(1,) * (weight.ndim - 2))
 
 
 def _excess(weight: Tensor, offset_groups: int, groups: int) -> tuple[Tensor, Tensor]:
@@ -127,14 +131,34 @@ def project_transposed_weight(
     """
     if weight.shape[0] % groups:
         raise ValueError(f"in_channels = {weight.shape[0]} must be divisible by groups = {groups}")
+    phases = list(product(*map(_phases_of_taps, weight.shape[2:], stride, dilation)))
+    if groups == 1:
+        return _project_phases(weight, offset_groups, phases)
     # Of an ordinary convolution with as many outputs and inputs: (n, m // groups, *taps).
     blocks = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     projected = torch.empty_like(blocks)
-    for phase in product(*map(_phases_of_taps, weight.shape[2:], stride, dilation)):
+    for phase in phases:
         taps: Any = (slice(None), slice(None), *torch.meshgrid(*phase, indexing="ij"))
         projected[taps] = project_weight(blocks[taps], offset_groups, groups)
     result: Tensor = projected.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     return result
+
+
+def _project_phases(weight: Tensor, offset_groups: int, phases: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """As :func:`project_transposed_weight`, of a layer without torch's groups, in two passes over the weight."""
+    channels_per_group(weight.shape[0], offset_groups, "in_channels")
+    target = assignment_matrix(weight.shape[1], offset_groups, dtype=weight.dtype, device=weight.device).T
+    blocks = weight.unflatten(0, (offset_groups, -1))
+    by_group = blocks.mean(1)  # (g, n, *taps), small as against the weight
+    axes = tuple(range(2, by_group.ndim))
+    share = torch.empty_like(by_group)
+    for phase in phases:
+        taps: Any = (slice(None), slice(None), *torch.meshgrid(*phase, indexing="ij"))
+        of_phase = by_group[taps]
+        members = blocks.shape[1] * of_phase[0, 0].numel()
+        mean = of_phase.mean(axes, keepdim=True) - (target / members)[(..., *[None] * len(axes))]
+        share[taps] = mean.expand_as(of_phase)
+    return torch.flatten(blocks - share.unsqueeze(1), 0, 1)
 
 
 def _phases_of_taps(size: int, stride: int, dilation: int) -> list[Tensor]:

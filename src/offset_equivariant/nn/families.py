@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from offset_equivariant.groups import channels_per_group, nearest_multiple
-from offset_equivariant.nn import adapters, concatenation, fused, layers, residual, shifted, transposed
+from offset_equivariant.nn import adapters, concatenation, fused, layers, one_position, residual, shifted, transposed
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
 
 
@@ -107,7 +107,7 @@ class Conventional:
         padding: int = 0,
         bias: bool = True,
     ) -> nn.Module:
-        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        return one_position.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
 
     def conv_transpose2d(
         self,
@@ -118,7 +118,7 @@ class Conventional:
         padding: int = 0,
         bias: bool = True,
     ) -> nn.Module:
-        return nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        return one_position.ConvTranspose2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
 
     def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         return nn.Linear(in_features, out_features, bias)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from offset_equivariant.groups import channels_per_group
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint, OffsetConstraint
+from offset_equivariant.nn.one_position import has_one_position, whole_to_pixel
 from offset_equivariant.nn.padding import PADDING_MODES, pad
 from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups
 
@@ -126,7 +127,10 @@ class _Conv(ConstrainedWeight):
         if input.ndim != weight.ndim:
             raise ValueError(f"expected a batch (N, C, ...) of {weight.ndim} axes, got shape {tuple(input.shape)}")
         padded = pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
-        convolved: Tensor = self._convolve(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+        dilation, groups = cast("tuple[int, ...]", self.dilation), cast(int, self.groups)
+        if has_one_position(padded.shape[2:], weight, dilation, groups):
+            return whole_to_pixel(padded, weight, bias)
+        convolved: Tensor = self._convolve(padded, weight, bias, self.stride, 0, dilation, groups)
         return convolved
 
     def extra_repr(self) -> str:

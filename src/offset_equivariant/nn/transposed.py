@@ -12,7 +12,6 @@ at the border too: the input is padded by its own outermost values, and what tor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from offset_equivariant.groups import channels_per_group
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint, TransposedOffsetConstraint
 from offset_equivariant.nn.layers import require_torch_groups
+from offset_equivariant.nn.one_position import is_one_pixel, pixel_to_whole
 from offset_equivariant.nn.padding import pad
 
 
@@ -85,7 +85,10 @@ class _ConvTranspose(ConstrainedWeight):
         widths = [width for plan in reversed(plans) for width in (plan.before, plan.after)]
         padded = pad(input, widths, "replicate")
         cropped = tuple(min(plan.crop_before, plan.crop_after) for plan in plans)
-        output = self._convolve(padded, self.weight, self.bias, self.stride, cropped, 0, self.groups, self.dilation)
+        if is_one_pixel(padded.shape[2:], cropped, self.dilation, self.groups):
+            output = pixel_to_whole(padded, self.weight, self.bias)
+        else:
+            output = self._convolve(padded, self.weight, self.bias, self.stride, cropped, 0, self.groups, self.dilation)
         for axis, (plan, done) in enumerate(zip(plans, cropped, strict=True), 2):
             if output.shape[axis] != plan.size:
                 output = output.narrow(axis, plan.crop_before - done, plan.size)
@@ -131,8 +134,8 @@ class _Plan:
     def __init__(self, length: int, size: int, stride: int, padding: int, extra: int, dilation: int) -> None:
         reach = dilation * (size - 1)
         self.size = (length - 1) * stride - 2 * padding + reach + extra + 1
-        # Of the output at p, the inputs are (p + padding - dilation * t) / stride: from the first to the last.
-        self.before = max(0, math.ceil((reach - padding) / stride))
+        # Of the output at p, the inputs are (p + padding - dilation * t) / stride, where whole: from first to last.
+        self.before = max(0, (reach - padding) // stride)
         self.after = max(0, (reach - padding + extra) // stride)
         whole = (length + self.before + self.after - 1) * stride + reach + 1
         self.crop_before = padding + self.before * stride

@@ -17,15 +17,17 @@ class SearchDescription:
 
     Attributes:
         preset: The preset whose recipe was chosen.
-        metric: What decided, the smaller the better.
+        metric: What decided.
         heading: Its name for readers, with the unit.
         settings: Title of each column -> setting of the recipe, or of the model's ``family_options``.
+        largest: Whether its largest value is the best, not its smallest.
     """
 
     preset: str
     metric: str
     heading: str
     settings: Mapping[str, str]
+    largest: bool = False
 
 
 #: By the name of the folder below ``results``.
@@ -49,6 +51,13 @@ SEARCHES = {
             "Epochs": "epochs",
         },
     ),
+    "search_inpainting": SearchDescription(
+        "inpainting_fast",
+        "psnr_db",
+        "PSNR (dB)",
+        {"Learning rate": "learning_rate", "Batch": "batch_size", "Epochs": "epochs"},
+        largest=True,
+    ),
 }
 
 
@@ -62,7 +71,8 @@ def render_search(records: Iterable[Record], description: SearchDescription) -> 
     for run in runs:
         if not run.dataset.endswith("_validation"):
             raise ValueError(f"{run.experiment} was measured on {run.dataset}, not on validation images")
-    order = sorted(runs, key=lambda run: (run.row, run.metrics[description.metric]["0.0"]))
+    sign = -1 if description.largest else 1
+    order = sorted(runs, key=lambda run: (run.row, sign * run.metrics[description.metric]["0.0"]))
     header = ["Family", *description.settings, f"{description.heading} at S = 0.0", "0.5", "0.9", "Commit"]
     n = sorted({run.n for run in runs})
     return "\n".join(
