@@ -19,7 +19,8 @@ class SearchDescription:
         preset: The preset whose recipe was chosen.
         metric: What decided.
         heading: Its name for readers, with the unit.
-        settings: Title of each column -> setting of the recipe, or of the model's ``family_options``.
+        settings: Title of each column -> setting of the recipe, or of its ``inpainting``, or of the model's
+            ``family_options``.
         largest: Whether its largest value is the best, not its smallest.
     """
 
@@ -55,7 +56,12 @@ SEARCHES = {
         "inpainting_fast",
         "psnr_db",
         "PSNR (dB)",
-        {"Learning rate": "learning_rate", "Batch": "batch_size", "Epochs": "epochs"},
+        {
+            "Learning rate": "learning_rate",
+            "Discriminator's": "discriminator_learning_rate",
+            "Batch": "batch_size",
+            "Epochs": "epochs",
+        },
         largest=True,
     ),
 }
@@ -101,8 +107,9 @@ def write_searches(results: Path) -> list[Path]:
 
 
 def _line(run: Record, description: SearchDescription) -> str:
-    options = run.config.get("model", {}).get("family_options", {})
-    chosen = [_shown({**options, **run.config["train"]}.get(name)) for name in description.settings.values()]
+    options, recipe = run.config.get("model", {}).get("family_options", {}), run.config["train"]
+    known = {**options, **(recipe.get("inpainting") or {}), **recipe}
+    chosen = [_shown(known.get(name)) for name in description.settings.values()]
     values = run.metrics[description.metric]
     measured = [f"{values[s]:.2f}" if s in values else "–" for s in ("0.0", "0.5", "0.9")]
     marks = f" ({', '.join(run.flags)})" if run.flags else ""
