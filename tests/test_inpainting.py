@@ -92,7 +92,7 @@ def test_a_checkpoint_holds_both_networks_and_both_optimisers(settings):
     saved = Checkpoints(run.directory / "checkpoints").latest()
     assert saved["modules"].keys() == saved["optimizers"].keys() == {"network", "discriminator"}
     rates = {name: state["param_groups"][0] for name, state in saved["optimizers"].items()}
-    assert rates["network"]["lr"] / rates["discriminator"]["lr"] == pytest.approx(10)
+    assert rates["network"]["lr"] / rates["discriminator"]["lr"] == pytest.approx(200)
     assert rates["network"]["betas"] == rates["discriminator"]["betas"] == (0.5, 0.999)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from offset_equivariant.models.context_encoder import ContextEncoder, Discriminator, initialise_
+from offset_equivariant.models.context_encoder import ContextEncoder, Discriminator, initialise_, start_at_mean_
 from offset_equivariant.nn import OffsetEquivariant, check_equivariance, constraint_error, project_
 from offset_equivariant.nn.constraint import ConstrainedWeight
 
@@ -61,6 +61,22 @@ def test_initial_weights():
     assert abs(network.encoder[2].weight.std().item() - 0.02) < 2e-3
     assert constraint_error(network.encoder[2].weight, 3) < 1e-5
     assert all(not m.bias.any() for m in network.modules() if isinstance(m, ConstrainedWeight))
+
+
+def test_first_outputs_have_the_mean_of_the_inputs():
+    torch.manual_seed(0)
+    network = ContextEncoder(OffsetEquivariant(3, "parametrization"), width=0.1, bottleneck=48)
+    initialise_(network)
+    inputs = torch.randn(8, 3, 128, 128) + torch.tensor([-1.0, 0.0, 2.0])[:, None, None]
+    statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    start_at_mean_(network, inputs)
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, statistics[name]), name
+    changed = [name for name, value in network.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == [f"decoder.{len(network.decoder) - 1}.bias"]
+    outputs = network.train()(inputs)
+    torch.testing.assert_close(outputs.mean((0, 2, 3)), inputs.mean((0, 2, 3)), rtol=0, atol=1e-4)
 
 
 def test_wrong_sizes_are_refused():

@@ -81,15 +81,29 @@ def test_a_change_of_the_light_offsets_the_input_of_an_equivariant_network(linea
 
 def test_outputs_go_back_to_linear_and_to_srgb():
     outputs = torch.tensor([0.3, -0.7, 1.2]).view(1, 3, 1, 1)
+    inputs = torch.full((1, 3, 4, 4), -5.0)
     log = HoleFilling(LOG_RGB)
     expected = torch.tensor(
         [math.exp(-(o * s + m)) for o, s, m in zip([0.3, -0.7, 1.2], LOG_RGB.std, LOG_RGB.mean, strict=True)]
     ).view(1, 3, 1, 1)
-    torch.testing.assert_close(log.linear(outputs), expected)
-    torch.testing.assert_close(log.srgb(outputs), linear_to_srgb(expected))
+    torch.testing.assert_close(log.linear(outputs, inputs), expected)
+    torch.testing.assert_close(log.srgb(outputs, inputs), linear_to_srgb(expected))
     ordinary = HoleFilling(SRGB)
-    torch.testing.assert_close(ordinary.srgb(outputs), (torch.tanh(outputs) + 1) / 2)
-    torch.testing.assert_close(linear_to_srgb(ordinary.linear(outputs)), ordinary.srgb(outputs))
+    torch.testing.assert_close(ordinary.srgb(outputs, inputs), (torch.tanh(outputs) + 1) / 2)
+    torch.testing.assert_close(linear_to_srgb(ordinary.linear(outputs, inputs)), ordinary.srgb(outputs, inputs))
+
+
+def test_outputs_in_log_rgb_are_cut_at_the_brightest_input(linear):
+    filling = HoleFilling(LOG_RGB)
+    inputs = filling.inputs(linear)
+    outputs = torch.full((6, 3, 64, 64), -30.0, requires_grad=True)
+    filled = filling.linear(outputs, inputs)
+    brightest = visible_pixels(linear).amax((2, 3), keepdim=True)
+    torch.testing.assert_close(filled, brightest.expand_as(filled), rtol=1e-4, atol=0)
+    filled.sum().backward()
+    # d exp(-(o s + m)) / do at the cut value, not at the output's own, where it would be e**20 times as large
+    expected = -brightest * torch.tensor(LOG_RGB.std)[:, None, None]
+    torch.testing.assert_close(outputs.grad, expected.expand_as(filled), rtol=1e-4, atol=0)
 
 
 def test_representations_that_do_not_fit_are_refused():

@@ -49,7 +49,7 @@ class Constant(nn.Module):
 def test_outputs_in_log_rgb_are_cut_at_the_brightest_visible_pixel(linear):
     bright = network_filler(Constant(-10.0), HoleFilling(LOG_RGB))(linear)
     brightest = visible_pixels(linear).amax((2, 3), keepdim=True)
-    assert torch.equal(bright, brightest.expand(4, 3, 64, 64))
+    torch.testing.assert_close(bright, brightest.expand(4, 3, 64, 64), rtol=1e-5, atol=0)
     dark = network_filler(Constant(2.0), HoleFilling(LOG_RGB))(linear)
     torch.testing.assert_close(dark[0, :, 0, 0], torch.tensor([math.exp(-3.2), math.exp(-3.1), math.exp(-3.9)]))
 
@@ -164,10 +164,13 @@ def watch(sample_steps):
     return InpaintingWatch(Constant(0.0), HoleFilling(SRGB), photos, sample_steps), photos
 
 
+def losses(discriminator=0.5, reconstruction=0.3):
+    return {"discriminator_loss": discriminator, "reconstruction_loss": reconstruction}
+
+
 def test_a_watch_draws_samples_once_an_interval():
     watched, photos = watch(10)
-    scalars = {"discriminator_loss": 0.5}
-    drawn = [step for step in range(4, 40, 4) if watched(scalars, step).pictures]
+    drawn = [step for step in range(4, 40, 4) if watched(losses(), step).pictures]
     assert drawn == [12, 20, 32]
     grid = watched.grid()
     assert grid.dtype == torch.uint8 and grid.shape == (3, 3 * 130 + 2, 3 * 130 + 2)
@@ -181,12 +184,21 @@ def test_a_watch_draws_samples_once_an_interval():
 
 def test_a_watch_without_samples_draws_none():
     watched, _ = watch(None)
-    assert not any(watched({"discriminator_loss": 0.5}, step).pictures for step in range(100))
+    assert not any(watched(losses(), step).pictures for step in range(100))
 
 
 def test_a_collapsed_discriminator_is_said_once():
     watched, _ = watch(None)
-    assert watched({"discriminator_loss": 0.02}, 1).warnings == ()
-    (warning,) = watched({"discriminator_loss": 0.004}, 2).warnings
+    assert watched(losses(discriminator=0.02), 1).warnings == ()
+    (warning,) = watched(losses(discriminator=0.004), 2).warnings
     assert "step 2: the discriminator's loss is 0.004" in warning
-    assert watched({"discriminator_loss": 0.004}, 3).warnings == ()
+    assert watched(losses(discriminator=0.004), 3).warnings == ()
+
+
+def test_a_loss_far_above_its_lowest_is_said_once():
+    watched, _ = watch(None)
+    for step, loss in enumerate((2.4, 0.5, 1.9, 0.6)):  # a step up to less than four times the lowest is usual
+        assert watched(losses(reconstruction=loss), step).warnings == ()
+    (warning,) = watched(losses(reconstruction=2.1), 9).warnings
+    assert "step 9: the reconstruction loss is 2.1, but was 0.5 already: the training diverges" in warning
+    assert watched(losses(reconstruction=7e8), 10).warnings == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
@@ -20,12 +20,19 @@ from offset_equivariant.building.common import (
     configured_setting,
     representation_of,
 )
+from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.config import ConfigError, ExperimentConfig, RepresentationConfig, check_arguments
 from offset_equivariant.data import Split, data_directories, pixels_sha256
 from offset_equivariant.data.inpainting_synthetic import check_drawn_facades, drawn_facades
 from offset_equivariant.data.photo_folders import check_photo_options, load_facades, load_paris_street_view
 from offset_equivariant.data.photo_images import PhotoImages
-from offset_equivariant.models.context_encoder import IMAGE_SIZE, ContextEncoder, Discriminator, initialise_
+from offset_equivariant.models.context_encoder import (
+    IMAGE_SIZE,
+    ContextEncoder,
+    Discriminator,
+    initialise_,
+    start_at_mean_,
+)
 from offset_equivariant.nn.families import FAMILIES
 from offset_equivariant.performance.settings import CompiledOrEager
 from offset_equivariant.tasks.inpainting import HoleFilling, InpaintingTraining, JointLoss
@@ -105,6 +112,9 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: PhotoIma
     initialise_(discriminator)
     discriminator = discriminator.to(device)
     filling = HoleFilling(build_representation(config))
+    if filling.representation.space == "log_rgb":
+        first = center_crop(images.images[: recipe.batch_size], [IMAGE_SIZE, IMAGE_SIZE])
+        start_at_mean_(cast(ContextEncoder, network), filling.inputs(decode_srgb(first)))
     task = InpaintingTraining(
         network,
         discriminator,

@@ -6,6 +6,7 @@ conventional.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import cast
@@ -124,3 +125,20 @@ def initialise_(network: nn.Module) -> None:
             layer.weight.normal_(1, _INITIAL_STD)
             layer.bias.zero_()
     project_(network)
+
+
+@torch.no_grad()
+def start_at_mean_(network: ContextEncoder, inputs: Tensor) -> None:
+    """Set the last layer's bias so that a network's first outputs have the mean of its inputs, channel by channel.
+
+    An equivariant rectifier adds to the mean of its group, and nothing after it takes that away: the outputs of new
+    weights lie three standard deviations from the inputs, in log RGB black. Adam needs thousands of steps for the way.
+
+    Args:
+        network: a new one; its running statistics stay as they are.
+        inputs: typical ones, ``(N, 3, 128, 128)``, N at least 2.
+    """
+    outputs: Tensor = copy.deepcopy(network).train()(inputs)
+    bias = network.decoder[-1].bias
+    assert isinstance(bias, Tensor)
+    bias += (inputs.mean((2, 3)) - outputs.mean((2, 3))).mean(0)

@@ -55,7 +55,8 @@ class HoleFilling:
 
     An ordinary network is shown sRGB with a constant colour for the centre; its outputs go through tanh, the range of
     its input. An equivariant one is shown log RGB whose centre is each channel's mean over the visible pixels, so that
-    it moves with them; its outputs, in log RGB too, have no bounds (Section 4.3). Clipping sees visible pixels alone.
+    it moves with them; its outputs, in log RGB too, pass no tanh (Section 4.3), but are cut at each channel's brightest
+    visible pixel, which moves with the light as they do. Clipping sees visible pixels alone.
 
     Args:
         representation: colour space and range of the network's input and output. In sRGB the range is -1 to 1.
@@ -86,16 +87,27 @@ class HoleFilling:
         inputs[..., _visible(linear.device)] = visible.squeeze(2)
         return inputs
 
-    def linear(self, outputs: Tensor) -> Tensor:
-        """Map the network's output ``(N, 3, 64, 64)`` to linear RGB, not negative."""
-        bounded = self.representation.space == "srgb"
-        return self.representation.to_linear(outputs.tanh() if bounded else outputs)
+    def linear(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        """Map the network's output ``(N, 3, 64, 64)`` for its inputs ``(N, 3, 128, 128)`` to linear RGB in 0 to 1."""
+        if self.representation.space == "srgb":
+            return self.representation.to_linear(outputs.tanh())
+        return self.representation.to_linear(_cut(outputs, inputs))
 
-    def srgb(self, outputs: Tensor) -> Tensor:
-        """Map the network's output ``(N, 3, 64, 64)`` to sRGB, not negative."""
+    def srgb(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        """Map the network's output ``(N, 3, 64, 64)`` for its inputs ``(N, 3, 128, 128)`` to sRGB in 0 to 1."""
         if self.representation.space == "srgb":
             return (outputs.tanh() + 1) / 2
-        return linear_to_srgb(self.linear(outputs))
+        return linear_to_srgb(self.linear(outputs, inputs))
+
+
+def _cut(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """Cut log RGB, in which bright is small, at each channel's brightest input.
+
+    The gradient passes as if nothing had been cut, but is that of the cut value: an output that overshoots is pulled
+    back by a bounded force, where the exponential function's would grow with the distance and end the training.
+    """
+    brightest = inputs.amin((2, 3), keepdim=True)
+    return outputs + (outputs.maximum(brightest) - outputs).detach()
 
 
 class JointLoss:
@@ -217,7 +229,7 @@ class InpaintingTraining:
         self.network.train()
         self.discriminator.train()
         inputs = self._filling.inputs(decode_srgb(images)).contiguous(memory_format=self._memory_format)
-        filled = 2 * self._filling.srgb(self._forward(inputs)) - 1
+        filled = 2 * self._filling.srgb(self._forward(inputs), inputs) - 1
         truth = (centre_of(images).float() / 127.5 - 1).contiguous(memory_format=self._memory_format)
         discriminator_loss = self._improve_discriminator(truth, filled.detach())
         losses = self._improve_network(truth, filled)

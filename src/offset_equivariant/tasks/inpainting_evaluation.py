@@ -38,21 +38,15 @@ _SMALLEST_LIGHT = 1e-6
 
 
 def network_filler(network: nn.Module, filling: HoleFilling) -> Filler:
-    """Return the method that a network is, in evaluation mode.
-
-    Outputs in log RGB have no bounds. They are cut at each channel's brightest visible pixel, which moves with the
-    light and so keeps the method equivariant.
-    """
+    """Return the method that a network is, in evaluation mode."""
     return partial(_fill, network, filling)
 
 
 @torch.no_grad()
 def _fill(network: nn.Module, filling: HoleFilling, linear: Tensor) -> Tensor:
     network.eval()
-    fill = filling.linear(network(filling.inputs(linear)))
-    if filling.representation.space == "srgb":
-        return fill
-    return fill.minimum(visible_pixels(linear).amax((2, 3), keepdim=True))
+    inputs = filling.inputs(linear)
+    return filling.linear(network(inputs), inputs)
 
 
 def classical_filler(method: str) -> Filler:

@@ -1,7 +1,8 @@
-"""Looking at the training of an inpainting network: what it fills, and whether its discriminator still teaches it."""
+"""Looking at the training of an inpainting network: what it fills, and whether it and its discriminator still learn."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -16,10 +17,15 @@ from offset_equivariant.tasks.task import Observation
 
 #: Loss of a discriminator below which it tells nearly every fill from a real centre, and its gradients vanish.
 COLLAPSED_LOSS = 0.01
+#: How many times its lowest the reconstruction loss may be before the training counts as diverged.
+DIVERGED_FACTOR = 4.0
 
 
 class InpaintingWatch:
-    """Draws a grid of samples every so many steps, and says once that the discriminator has collapsed.
+    """Draws a grid of samples every so many steps, and says once what goes wrong.
+
+    That is a discriminator that has collapsed, or a reconstruction loss far above what it has been. Losses that are not
+    finite end the training elsewhere, see :func:`offset_equivariant.training.loop.fit`.
 
     Args:
         network: that is trained.
@@ -33,21 +39,30 @@ class InpaintingWatch:
         self._linear = decode_srgb(photos)
         self._sample_steps = sample_steps
         self._last_sampled: int | None = None
-        self._warned = False
+        self._lowest_loss = math.inf
+        self._said: set[str] = set()
 
     def __call__(self, scalars: Mapping[str, float], step: int) -> Observation:
         """Look at the training after ``step`` steps: pictures are called ``samples``."""
         return Observation(self._warnings(scalars, step), {"samples": self.grid()} if self._due(step) else {})
 
     def _warnings(self, scalars: Mapping[str, float], step: int) -> tuple[str, ...]:
-        loss = scalars["discriminator_loss"]
-        if self._warned or loss >= COLLAPSED_LOSS:
-            return ()
-        self._warned = True
-        return (
-            f"step {step}: the discriminator's loss is {loss:.2g}, so it tells nearly every fill from the truth and "
-            "teaches the network nothing any more; lower train.inpainting.discriminator_learning_rate",
-        )
+        reconstruction, discriminator = scalars["reconstruction_loss"], scalars["discriminator_loss"]
+        self._lowest_loss = min(self._lowest_loss, reconstruction)
+        found = {}
+        if discriminator < COLLAPSED_LOSS:
+            found["collapsed"] = (
+                f"step {step}: the discriminator's loss is {discriminator:.2g}, so it tells nearly every fill from the "
+                "truth and teaches the network nothing any more; lower train.inpainting.discriminator_learning_rate"
+            )
+        if reconstruction > DIVERGED_FACTOR * self._lowest_loss:
+            found["diverged"] = (
+                f"step {step}: the reconstruction loss is {reconstruction:.2g}, but was {self._lowest_loss:.2g} "
+                "already: the training diverges; lower train.learning_rate"
+            )
+        new = found.keys() - self._said
+        self._said |= new
+        return tuple(found[what] for what in sorted(new))
 
     def _due(self, step: int) -> bool:
         if self._sample_steps is None:
