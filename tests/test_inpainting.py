@@ -203,6 +203,7 @@ def test_validation_photos_are_middles_of_training_photos(settings):
         (["train.epochs=null", "train.steps=0"], "train.steps must be 0 for image_statistics, classical_inpainting"),
         (["model.options.width=0"], "model: width = 0 must be positive"),
         (["+model.options.depth=3"], "unknown setting model.options.depth; valid ones are width, widths, bottleneck"),
+        (["model.options.initial_gain=0"], "model: initial_gain = 0 must be positive"),
         (["+dataset.options.size=64"], "unknown setting dataset.options.size; valid ones are n_train, n_test"),
         (["dataset.options.shorter_side=100"], "shorter_side"),
     ],

@@ -61,6 +61,10 @@ def test_initial_weights():
     assert abs(network.encoder[2].weight.std().item() - 0.02) < 2e-3
     assert constraint_error(network.encoder[2].weight, 3) < 1e-5
     assert all(not m.bias.any() for m in network.modules() if isinstance(m, ConstrainedWeight))
+    network = ContextEncoder(width=0.25, bottleneck=400, initial_gain=0.03)
+    initialise_(network)
+    gains = torch.cat([m.weight for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
+    assert abs(gains.mean().item() - 0.03) < 3e-4 and abs(gains.std().item() - 0.0006) < 1.2e-4
 
 
 def test_first_outputs_have_the_mean_of_the_inputs():

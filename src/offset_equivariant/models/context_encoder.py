@@ -37,9 +37,10 @@ class ContextEncoder(nn.Module):
         width: factor on the conventional channel counts.
         widths: conventional channels of the five convolutions, rounded by the family.
         bottleneck: conventional channels of the single pixel.
+        initial_gain: mean of the batch normalisations' initial γ, see :func:`initialise_`.
 
     Raises:
-        ValueError: if ``width`` is not positive.
+        ValueError: if ``width`` or ``initial_gain`` is not positive.
     """
 
     channels = 3
@@ -50,10 +51,13 @@ class ContextEncoder(nn.Module):
         width: float = 1.0,
         widths: Sequence[int] = (64, 64, 128, 256, 512),
         bottleneck: int = 4000,
+        initial_gain: float = 1.0,
     ) -> None:
         super().__init__()
-        if not width > 0:
-            raise ValueError(f"width = {width} must be positive")
+        for name, value in {"width": width, "initial_gain": initial_gain}.items():
+            if not value > 0:
+                raise ValueError(f"{name} = {value} must be positive")
+        self.initial_gain = initial_gain
         family = family or Conventional()
         sizes = [family.width(round(width * channels)) for channels in widths]
         middle = family.width(bottleneck)
@@ -110,11 +114,14 @@ class Discriminator(nn.Module):
 
 
 @torch.no_grad()
-def initialise_(network: nn.Module) -> None:
+def initialise_(network: ContextEncoder | Discriminator) -> None:
     """Radford et al.'s initial weights, as the original has them: N(0, 0.02), normalisation's γ N(1, 0.02), biases 0.
 
-    Of constrained layers, the weights before their projection.
+    Of constrained layers, the weights before their projection. A generator's γ are multiplied by its ``initial_gain``.
+    An equivariant rectifier adds to the mean of its group in proportion to γ, and nothing after it takes that away:
+    with a gain of 1 the first outputs lie several standard deviations off, differently for each image.
     """
+    gain = network.initial_gain if isinstance(network, ContextEncoder) else 1.0
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             weight = layer._free_weight() if isinstance(layer, ConstrainedWeight) else layer.weight
@@ -122,7 +129,7 @@ def initialise_(network: nn.Module) -> None:
             if layer.bias is not None:
                 layer.bias.zero_()
         elif isinstance(layer, nn.BatchNorm2d):
-            layer.weight.normal_(1, _INITIAL_STD)
+            layer.weight.normal_(1, _INITIAL_STD).mul_(gain)
             layer.bias.zero_()
     project_(network)
 
@@ -131,8 +138,8 @@ def initialise_(network: nn.Module) -> None:
 def start_at_mean_(network: ContextEncoder, inputs: Tensor) -> None:
     """Set the last layer's bias so that a network's first outputs have the mean of its inputs, channel by channel.
 
-    An equivariant rectifier adds to the mean of its group, and nothing after it takes that away: the outputs of new
-    weights lie three standard deviations from the inputs, in log RGB black. Adam needs thousands of steps for the way.
+    What the rectifiers have added to the outputs, see :func:`initialise_`, is far in log RGB, and Adam takes steps of
+    one size.
 
     Args:
         network: a new one; its running statistics stay as they are.

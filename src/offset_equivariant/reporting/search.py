@@ -19,8 +19,8 @@ class SearchDescription:
         preset: The preset whose recipe was chosen.
         metric: What decided.
         heading: Its name for readers, with the unit.
-        settings: Title of each column -> setting of the recipe, or of its ``inpainting``, or of the model's
-            ``family_options``.
+        settings: Title of each column -> setting of the recipe, or of its ``inpainting``, or of the model's ``options``
+            or ``family_options``.
         largest: Whether its largest value is the best, not its smallest.
     """
 
@@ -60,6 +60,7 @@ SEARCHES = {
             "Learning rate": "learning_rate",
             "Discriminator's": "discriminator_learning_rate",
             "Batch": "batch_size",
+            "Initial γ": "initial_gain",
             "Epochs": "epochs",
         },
         largest=True,
@@ -107,7 +108,8 @@ def write_searches(results: Path) -> list[Path]:
 
 
 def _line(run: Record, description: SearchDescription) -> str:
-    options, recipe = run.config.get("model", {}).get("family_options", {}), run.config["train"]
+    model, recipe = run.config.get("model", {}), run.config["train"]
+    options = {**model.get("family_options", {}), **model.get("options", {})}
     known = {**options, **(recipe.get("inpainting") or {}), **recipe}
     chosen = [_shown(known.get(name)) for name in description.settings.values()]
     values = run.metrics[description.metric]
