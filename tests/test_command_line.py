@@ -78,7 +78,7 @@ def test_failed_job_leaves_a_mark_until_it_succeeds(command_line, short, tmp_pat
     code, said = command_line.run(*words, folder=tmp_path)
     assert code == 0, said
     assert not (run / "FAILED").exists()
-    assert "table1_original_smoke seed 0 on synthetic: error" in said
+    assert "table1_original_smoke seed 0 on synthetic: error_percent = " in said
     assert {"config.json", "log.jsonl", "record.json", "weights.safetensors"} <= {path.name for path in run.iterdir()}
 
     code, said = command_line.run(*words, "mode=train", folder=tmp_path)

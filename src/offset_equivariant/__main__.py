@@ -69,11 +69,11 @@ def main(composed: DictConfig) -> float | None:
         sys.exit(interruption.exit_status)
     if record is None:
         return None
-    metric, unit = headline_metric(experiment_config(plain_settings(composed)))
+    metric, _ = headline_metric(experiment_config(plain_settings(composed)))
     saturation, value = next(iter(record.metrics[metric].items()))
     name = f"{record.experiment} seed {record.seed}"
     path = record_path(Path(composed.paths.results), record.experiment, record.seed)
-    log.info("%s on %s: error %.2f %s at S = %s; record in %s", name, record.dataset, value, unit, saturation, path)
+    log.info("%s on %s: %s = %.2f at S = %s; record in %s", name, record.dataset, metric, value, saturation, path)
     return value
 
 
