@@ -23,8 +23,9 @@ from offset_equivariant.building import build_evaluation, build_network, load_sp
 from offset_equivariant.building.common import build_representation
 from offset_equivariant.composition import plain_settings
 from offset_equivariant.config import ConfigError
-from offset_equivariant.data.illuminant_images import IlluminantDataError, IlluminantImages
+from offset_equivariant.data.illuminant_images import IlluminantImages
 from offset_equivariant.data.labelled_images import LabelledImages
+from offset_equivariant.data.locations import DataError
 from offset_equivariant.evaluation.corrections import correction_panel
 from offset_equivariant.evaluation.panel import first_of_each_class, prediction_panel
 from offset_equivariant.reporting.comparison import find_table
@@ -45,7 +46,7 @@ from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
 from offset_equivariant.tasks.illuminant_estimation import Estimator, network_estimator
 from offset_equivariant.tasks.recognition import RecognitionEvaluation
-from offset_equivariant.training.loop import TrainingInterruptedError
+from offset_equivariant.training.loop import NonFiniteLossError, TrainingInterruptedError
 
 ROOT = provenance.repository_root()
 RELEASED = ROOT / "results"
@@ -78,7 +79,7 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
         except TrainingInterruptedError as interruption:
             print(interruption, file=sys.stderr)
             return interruption.exit_status
-        except (ConfigError, RunDirectoryError, RecordError, IlluminantDataError, FileNotFoundError) as error:
+        except (ConfigError, RunDirectoryError, RecordError, DataError, NonFiniteLossError, FileNotFoundError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
         assert record is not None

@@ -231,3 +231,17 @@ def test_other_tasks_refuse_the_recipe_of_inpainting(make_settings):
     words = ("experiment=table3_original", "train=inpainting_fast", "train.optimizer=adam")
     with pytest.raises(ConfigError, match=r"train\.inpainting = InpaintingConfig.* is not for illuminant_estimation"):
         experiment_config(make_settings(*words))
+
+
+def test_a_truncated_photo_ends_the_command_with_its_name(command_line, tmp_path):
+    folder = tmp_path / "photos" / "facades" / "train"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        noise = np.random.default_rng(number).integers(0, 256, (160, 150, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.jpg")
+    damaged = folder / "1.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    words = ("experiment=table4_facades_small_original", f"paths.data={tmp_path}/photos", "logger=none")
+    code, said = command_line.run(*words, "runtime.progress=false", folder=tmp_path)
+    assert code == 2 and f"{damaged} cannot be read as a photo" in said
+    assert "Traceback" not in said

@@ -15,12 +15,12 @@ from omegaconf import DictConfig
 from offset_equivariant.building import headline_metric
 from offset_equivariant.composition import CONFIGURATION, checked_run, plain_settings
 from offset_equivariant.config import ConfigError, experiment_config
-from offset_equivariant.data.illuminant_images import IlluminantDataError
+from offset_equivariant.data.locations import DataError
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record, RecordError, record_path
 from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import RunDirectoryError
-from offset_equivariant.training.loop import TrainingInterruptedError
+from offset_equivariant.training.loop import NonFiniteLossError, TrainingInterruptedError
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def main(composed: DictConfig) -> float | None:
     """Run the experiment that the command line composes; returns its error at the lowest saturation."""
     try:
         record = run_configuration(composed)
-    except (ConfigError, RunDirectoryError, RecordError, IlluminantDataError, FileNotFoundError) as error:
+    except (ConfigError, RunDirectoryError, RecordError, DataError, NonFiniteLossError, FileNotFoundError) as error:
         # These say what to do, and where in the code they came from does not help. In a multirun Hydra must see them.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

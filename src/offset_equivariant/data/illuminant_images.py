@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offset_equivariant.data.locations import DataError
 
-class IlluminantDataError(ValueError):
+
+class IlluminantDataError(DataError):
     """Images or illuminants that cannot be used; the message names them and says what is wrong."""
 
 

@@ -1,4 +1,4 @@
-"""Where data sets lie on this machine."""
+"""Where data sets lie on this machine, and what may be wrong with them."""
 
 import os
 from pathlib import Path
@@ -12,6 +12,10 @@ class DataNotFoundError(FileNotFoundError):
 
     The message says what was tried, why each attempt failed, and what to put where.
     """
+
+
+class DataError(ValueError):
+    """A data set that is there cannot be used; the message names the file or image and says what is wrong."""
 
 
 def data_directories(setting: str | None = None) -> list[Path]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from offset_equivariant.data.labelled_images import pixels_sha256
+from offset_equivariant.data.locations import DataError
 
 SPLITS = ("train", "test", "validation")
 
 
-class PhotoDataError(ValueError):
+class PhotoDataError(DataError):
     """Photos that cannot be used; the message names them and says what is wrong."""
 
 
