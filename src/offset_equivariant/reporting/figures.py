@@ -24,7 +24,7 @@ from offset_equivariant.reporting.comparison import (
     TableDescription,
     group_records,
 )
-from offset_equivariant.reporting.corrections import figure6, read_corrections
+from offset_equivariant.reporting.image_panel import image_figure, read_image_panel
 from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel
 from offset_equivariant.reporting.records import Record, find_records
@@ -200,8 +200,8 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 def render_figures(results: Path) -> list[Path]:
     """Draw every figure whose data ``results`` holds into ``results``/figures, and return the paths.
 
-    Figures 2 and 5 come from the records of Tables 1 and 3, with their source data as CSV beside them; Figures 3 and 6
-    from ``figure3.npz`` and ``figure6.npz``.
+    Figures 2, 5 and 7 come from the records of Tables 1, 3 and 4, with their source data as CSV beside them; Figures 3,
+    6 and 8 from ``figure3.npz`` and so on.
     """
     folder, paths = results / "figures", []
     for description in TABLES:
@@ -212,8 +212,9 @@ def render_figures(results: Path) -> list[Path]:
             paths.append(stem.with_suffix(".csv"))
     if (panel := folder / "figure3.npz").exists():
         paths += save_figure(figure3(read_panel(panel)), folder / "figure3")
-    if (panel := folder / "figure6.npz").exists():
-        paths += save_figure(figure6(read_corrections(panel)), folder / "figure6")
+    for name in ("figure6", "figure8"):
+        if (panel := folder / f"{name}.npz").exists():
+            paths += save_figure(image_figure(read_image_panel(panel)), folder / name)
     return paths
 
 
