@@ -22,6 +22,18 @@ _PNG, _TIFF, _BIG_TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*"), (b"II+\0", 
 #: Of a TIFF's first directory, where those of the exposure and of the place are; and the tag of the colour profile.
 _POINTERS, _PROFILE = (34665, 34853), 34675
 _PREFIX = b"Exif\0\0"
+_ORIENTATION = 274
+#: Of stored pixels, the axes to turn round, and whether rows then become columns, by their EXIF orientation.
+_TO_UPRIGHT: dict[int, tuple[tuple[int, ...], bool]] = {
+    1: ((), False),
+    2: ((1,), False),
+    3: ((0, 1), False),
+    4: ((0,), False),
+    5: ((), True),
+    6: ((0,), True),
+    7: ((0, 1), True),
+    8: ((1,), True),
+}
 #: Of a TIFF's first directory, what is copied: texts about the photo, resolution, copyright.
 _COPIED_TAGS = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 700, 33432)
 
@@ -50,6 +62,15 @@ class Photo:
     def bits(self) -> int:
         """Bits a channel, 8 or 16."""
         return 8 * self.pixels.dtype.itemsize
+
+    @property
+    def upright(self) -> npt.NDArray[Any]:
+        """The pixels as the photo is seen, by its EXIF orientation, (H, W, 3) or (W, H, 3): a view of ``pixels``."""
+        exif = Image.Exif()
+        exif.load(_PREFIX + self.exif if self.exif else b"")
+        axes, transposed = _TO_UPRIGHT.get(exif.get(_ORIENTATION, 1), _TO_UPRIGHT[1])
+        turned = np.flip(self.pixels, axes)
+        return turned.swapaxes(0, 1) if transposed else turned
 
 
 def read_photo(path: Path) -> Photo:
