@@ -116,6 +116,15 @@ def test_beyond_the_borders_is_the_nearest_visible_pixel(linear, box):
     assert checked > 200
 
 
+def test_nearest_is_meant_in_pixels_of_the_photo():
+    """Above a flat box in a corner: nearer is what is below it, though what is beside it is nearer in what is shown."""
+    image = torch.zeros(3, 100, 300)
+    image[0, :, 128:], image[1, 32:, :128] = 1, 1
+    shown = context_of(image, Box(0, 0, 128, 32))
+    torch.testing.assert_close(shown[:, 28:32, 32:62], torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 4, 30))
+    torch.testing.assert_close(shown[:, :32, 97:], torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 32, 31))
+
+
 @pytest.mark.parametrize("box", BOXES, ids=str)
 def test_what_is_in_the_box_is_not_looked_at_and_all_else_keeps_its_bits(linear, filler, box):
     for dtype, encoding in ((np.uint8, "srgb"), (np.uint16, "linear")):

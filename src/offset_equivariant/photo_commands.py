@@ -25,9 +25,10 @@ Conversion = Callable[[Photo, Encoding], tuple[Photo, str]]
 
 def decode_pixels(pixels: npt.NDArray[Any], encoding: Encoding) -> Tensor:
     """Return linear RGB in 0 to 1, ``(3, H, W)``, float32, of uint8 or uint16 pixels ``(H, W, 3)``."""
-    top = float(np.iinfo(pixels.dtype).max)
-    values = torch.from_numpy(pixels.astype(np.float32, order="C") / top).permute(2, 0, 1)
-    return srgb_to_linear(values) if encoding == "srgb" else values
+    top = np.iinfo(pixels.dtype).max
+    levels = torch.arange(top + 1, dtype=torch.float32) / top
+    table = (srgb_to_linear(levels) if encoding == "srgb" else levels).numpy()
+    return torch.from_numpy(table[pixels]).permute(2, 0, 1)
 
 
 def encode_pixels(linear: Tensor, encoding: Encoding, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
