@@ -27,8 +27,8 @@ PANELS: dict[str, dict[str, str]] = {
     "table1": {"original": "table1_original", "equivariant": "table1_equivariant"},
     "table3": {"original": "table3_original", "equivariant, filled": "table3_equivariant_filled"},
     "table4": {
-        "original": "table4_facades_small_original",
-        "equivariant": "table4_facades_small_equivariant_relative",
+        "original, small": "table4_facades_small_original",
+        "equivariant, small": "table4_facades_small_equivariant_relative",
     },
 }
 #: Number of Figure 8's image among the test images.

@@ -45,9 +45,6 @@ _STYLES = {
     "shades_of_grey": ("#CC79A7", "^"),
     "max_rgb": ("#E69F00", "D"),
     "grey_edge": ("#009E73", "s"),
-    "small_original": ("#E69F00", "o"),
-    "small_equivariant": ("#009E73", "P"),
-    "small_equivariant_relative": ("#CC79A7", "X"),
     "mean_colour": ("#999999", "v"),
     "telea": ("#666666", "^"),
     "navier_stokes": ("#BBBBBB", "D"),
@@ -60,10 +57,12 @@ _HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markersize": 10, "markere
 class Curve:
     """One curve: a table's metric over saturation, of all seeds of one row, preset and data set.
 
-    ``paper`` holds the paper's values of the row by saturation; ``line`` numbers the curves of one row.
+    ``style`` is the row whose colour and marker it has; ``line`` numbers the curves of one style. ``paper`` holds the
+    paper's values of the row by saturation.
     """
 
     row: str
+    style: str
     title: str
     records: tuple[Record, ...]
     saturations: tuple[float, ...]
@@ -96,13 +95,14 @@ def table_curves(description: TableDescription, records: Iterable[Record]) -> li
             curves.append(
                 Curve(
                     row=row.name,
+                    style=row.variant_of or row.name,
                     title=", ".join([row.title, *marks]),
                     records=group,
                     saturations=tuple(float(key) for key in keys),
                     means=tuple(mean for mean, _ in spread),
                     stds=tuple(std for _, std in spread),
                     paper=paper,
-                    line=index,
+                    line=index + (row.variant_of is not None),
                 )
             )
     return curves
@@ -152,7 +152,7 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
     top = max([description.figure_top, *(1.05 * mean for mean in shown)])
     handles, beyond = [], []
     for curve in curves:
-        colour, marker = _STYLES[curve.row]
+        colour, marker = _STYLES[curve.style]
         if curve.records:
             handles.append(_draw_curve(axes, curve, colour, marker))
             outside = [(s, m) for s, m in zip(curve.saturations, curve.means, strict=True) if m > top]
