@@ -162,7 +162,9 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
             handles.append(Line2D([], [], color=colour, marker=marker, label=label, **_HOLLOW))
         if curve.paper:
             axes.plot(list(curve.paper), list(curve.paper.values()), color=colour, marker=marker, zorder=4, **_HOLLOW)
-    handles.append(Line2D([], [], color="black", marker="o", label="Paper (hollow markers)", **_HOLLOW))
+    elsewhere = any(record.dataset != description.dataset for curve in curves for record in curve.records)
+    paper = "Paper (hollow markers)" + (f", on {description.dataset}" if elsewhere else "")
+    handles.append(Line2D([], [], color="black", marker="o", label=paper, **_HOLLOW))
     axes.set(
         xlim=(-0.02, 1.02),
         ylim=(description.figure_bottom, top),
