@@ -6,11 +6,11 @@ PY := $(VENV)/bin/python
 
 # Of make reproduce-table<N>.
 FROM ?= released
-PRESET ?= fast
+PRESET ?=
 SEED ?=
 RESULTS ?= runs/reproduction
 DATASET ?=
-REPRODUCE = --from $(FROM) --preset $(PRESET) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results $(RESULTS)
+REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results $(RESULTS)
 
 # The stamp's name holds a checksum of what is installed and where, so that a changed lock, another branch or a moved
 # checkout installs again, while a mere change of the files' times does not.

@@ -92,8 +92,8 @@ class AbsentRow(NamedTuple):
 def absent_row(name: str, seed: int, composed: DictConfig, arguments: argparse.Namespace) -> AbsentRow:
     """Say how the weights of a row can be had, and how those that were measured are recognised."""
     run = Run(plain_settings(composed))
-    command = f"python -m offset_equivariant experiment={name} train={PRESETS[arguments.table]}{arguments.preset}"
-    advice = f"train them with FROM=scratch, or this row alone with\n  {command} seed={seed}"
+    command = " ".join(["python -m offset_equivariant", *row_words(name, seed, arguments)])
+    advice = f"train them with FROM=scratch, or this row alone with\n  {command}"
     record = record_path(RELEASED, run.config.experiment, seed)
     if not record.exists() or Path(composed.weights).name in read_digests(RELEASED / "checkpoints"):
         return AbsentRow(f"missing row {name}: no weights are released at {composed.weights}; {advice}", True)
@@ -134,7 +134,7 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=list(PRESETS))
     parser.add_argument("--from", dest="source", choices=["released", "scratch"], default="released")
-    parser.add_argument("--preset", choices=["fast", "paper", "smoke"], default="fast")
+    parser.add_argument("--preset", choices=["fast", "paper", "smoke"], help="default: that of the experiments")
     parser.add_argument("--seed", type=int, help="default: every seed that is released, or 0 to train")
     parser.add_argument("--results", default="runs/reproduction", help="where records, tables and figures are written")
     parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
@@ -144,17 +144,21 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     if arguments.dataset not in DATASETS[arguments.table]:
         parser.error(f"{arguments.table} is measured on {' or '.join(DATASETS[arguments.table])}")
     preset = ROOT / "conf" / "train" / f"{PRESETS[arguments.table]}{arguments.preset}.yaml"
-    if not preset.exists():
+    if arguments.preset is not None and not preset.exists():
         parser.error(f"{arguments.table} has no preset {arguments.preset}: there is no {preset.relative_to(ROOT)}")
     return arguments
+
+
+def row_words(name: str, seed: int, arguments: argparse.Namespace) -> list[str]:
+    """Return the words of the command line that are one row at one seed."""
+    preset = [] if arguments.preset is None else [f"train={PRESETS[arguments.table]}{arguments.preset}"]
+    return [f"experiment={name}", *preset, f"seed={seed}"]
 
 
 def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> DictConfig:
     """Compose the configuration of one row at one seed, for the released weights or, without, those of its own run."""
     overrides = [
-        f"experiment={name}",
-        f"train={PRESETS[arguments.table]}{arguments.preset}",
-        f"seed={seed}",
+        *row_words(name, seed, arguments),
         f"logger={arguments.logger}",
         f"paths.results='{arguments.results}'",
     ]
@@ -163,9 +167,8 @@ def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> D
         composed = compose("config", overrides)
         if arguments.source == "scratch":
             return composed
-        suffix = "" if arguments.preset == "fast" else f"_{arguments.preset}"
-        weights = released_weights_path(RELEASED, name + suffix, seed)
-        own = Run(plain_settings(composed)).weights_path
+        run = Run(plain_settings(composed))
+        weights, own = released_weights_path(RELEASED, run.config.experiment, seed), run.weights_path
         learned = composed.train.steps != 0 and (weights.exists() or not own.exists())
         given = [f"weights='{weights}'"] if learned else []
         return compose("config", [*overrides, "mode=evaluate", *given])
