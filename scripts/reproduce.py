@@ -100,7 +100,8 @@ def absent_row(name: str, seed: int, composed: DictConfig, arguments: argparse.N
     digest = read_record(record).checkpoint_sha256
     return AbsentRow(
         f"row {name} was not evaluated: its weights are too large to be released; {advice}\n"
-        f"  The committed record is of weights with SHA-256 {digest}.",
+        f"  The committed record is of weights with SHA-256 {digest}; a file of your own training has another, as it "
+        "also holds when and how it was trained.",
         False,
     )
 
@@ -176,10 +177,13 @@ def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> D
 
 def draw_images(arguments: argparse.Namespace, evaluated: dict[str, int]) -> None:
     """Draw the table's figure of images, where all of its networks were evaluated, by experiment and seed."""
-    panel = PANELS[arguments.table]
-    if all(found_experiment(name, arguments) in evaluated for name in panel.values()):
-        runs = {shown: open_run(name, arguments, evaluated) for shown, name in panel.items()}
-        draw_panel(arguments.table, runs, Path(arguments.results) / "figures")
+    panel = PANELS[arguments.dataset]
+    absent = [name for name in panel.values() if found_experiment(name, arguments) not in evaluated]
+    if absent:
+        print(f"the figure of images is not drawn without {', '.join(absent)}", file=sys.stderr)
+        return
+    runs = {shown: open_run(name, arguments, evaluated) for shown, name in panel.items()}
+    draw_panel(arguments.table, runs, Path(arguments.results) / "figures")
 
 
 def found_experiment(name: str, arguments: argparse.Namespace) -> str:

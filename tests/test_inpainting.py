@@ -119,6 +119,12 @@ def test_a_killed_training_ends_with_the_same_bits(row, settings, tmp_path, monk
     for name in ("network", "discriminator"):
         first, second = (end["modules"][name] for end in ends)
         assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+        first, second = (end["optimizers"][name] for end in ends)
+        assert first["param_groups"] == second["param_groups"] and first["state"].keys() == second["state"].keys()
+        for number, moments in first["state"].items():
+            assert all(torch.equal(moments[key], second["state"][number][key]) for key in moments)
+    samples = [sorted(path.name for path in (run.directory / "samples").iterdir()) for run in (whole, resumed)]
+    assert samples[0] == samples[1]
     first, second = load_file(whole.weights_path), load_file(resumed.weights_path)
     assert all(torch.equal(first[key], second[key]) for key in first)
     logs = [
@@ -234,14 +240,14 @@ def test_other_tasks_refuse_the_recipe_of_inpainting(make_settings):
 
 
 def test_a_truncated_photo_ends_the_command_with_its_name(command_line, tmp_path):
-    folder = tmp_path / "photos" / "facades" / "train"
-    folder.mkdir(parents=True)
-    for number in range(2):
+    for number, split in enumerate(("train", "test", "test")):
+        folder = tmp_path / "photos" / "facades" / split
+        folder.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(number).integers(0, 256, (160, 150, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.jpg")
-    damaged = folder / "1.jpg"
+    damaged = folder / "2.jpg"  # of the test photos: found before the training, all the same
     damaged.write_bytes(damaged.read_bytes()[:5000])
     words = ("experiment=table4_facades_small_original", f"paths.data={tmp_path}/photos", "logger=none")
     code, said = command_line.run(*words, "runtime.progress=false", folder=tmp_path)
     assert code == 2 and f"{damaged} cannot be read as a photo" in said
-    assert "Traceback" not in said
+    assert "Traceback" not in said and not list(tmp_path.rglob("log.jsonl"))

@@ -42,7 +42,7 @@ from offset_equivariant.storage import replace_file
 from offset_equivariant.tasks.task import Watch
 from offset_equivariant.training.checkpoint import seed_everything
 from offset_equivariant.training.cross_validation import parameters_of_one
-from offset_equivariant.training.loop import FitSettings, fit
+from offset_equivariant.training.loop import FitSettings, fit, journal_lines
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,13 @@ def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) 
         run.write_weights(network, saved)
         return
     recipe = run.config.train
+    if run.config.mode == "both":
+        load_split(run.config, "evaluation")  # for its errors, which are to be found before any work
     images = load_split(run.config, "train").to(device)
     plan = plan_training(run.config, network, images)
+    if plan.watch is not None and saved is not None:
+        for scalars in journal_lines(run.directory, saved.step):
+            plan.watch.recall(scalars, scalars["step"])
     steps = plan.total_steps
     state = fit(
         plan.task,

@@ -22,11 +22,12 @@ from offset_equivariant.runs import Run
 from offset_equivariant.tasks.illuminant_estimation import network_estimator
 from offset_equivariant.tasks.recognition import RecognitionEvaluation
 
-#: Table -> title to show -> experiment.
+#: Data set -> title to show -> experiment.
 PANELS: dict[str, dict[str, str]] = {
-    "table1": {"original": "table1_original", "equivariant": "table1_equivariant"},
-    "table3": {"original": "table3_original", "equivariant, filled": "table3_equivariant_filled"},
-    "table4": {
+    "cifar10": {"original": "table1_original", "equivariant": "table1_equivariant"},
+    "nus": {"original": "table3_original", "equivariant, filled": "table3_equivariant_filled"},
+    "paris_street_view": {"original": "table4_original", "equivariant": "table4_equivariant_relative"},
+    "facades": {
         "original, small": "table4_facades_small_original",
         "equivariant, small": "table4_facades_small_equivariant_relative",
     },
@@ -38,7 +39,7 @@ T = TypeVar("T")
 
 
 def draw_panel(table: str, runs: Mapping[str, Run], figures: Path) -> None:
-    """Show images to the networks of ``PANELS[table]``, by title, and write what they make of them.
+    """Show images to the networks of a panel, by title, and write what they make of them.
 
     Args:
         table: the table's name.

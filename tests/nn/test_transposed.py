@@ -132,6 +132,10 @@ def test_learns_and_stays_equivariant(constraint):
         ((3, 6, 4, 2), {"dilation": 2}, "let dilation and stride have no common divisor"),
         ((4, 6, 4, 2), {}, "in_channels = 4 cannot be split evenly into offset_groups = 3"),
         ((6, 6, 4, 2), {"groups": 4}, "in_channels = 6 cannot be split evenly into groups = 4"),
+        ((3, 6, 4, 2, -1), {}, "padding = -1 must not be negative"),
+        ((3, 6, 4, 2, 1, -1), {}, "output_padding = -1 must be at least 0 and below the larger of stride = 2"),
+        ((3, 6, 4, 2, 1, 2), {}, "output_padding = 2 must be at least 0 and below the larger of stride = 2"),
+        ((3, 6, 3, 1, 0, 1), {}, "output_padding = 1 must be at least 0 and below the larger of stride = 1"),
     ],
 )
 def test_what_cannot_be_equivariant_is_refused(arguments, options, message):

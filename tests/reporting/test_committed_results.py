@@ -12,6 +12,7 @@ from offset_equivariant.color import apply_illuminant, linear_to_srgb, srgb_to_l
 from offset_equivariant.data.inpainting_synthetic import drawn_facades
 from offset_equivariant.data.nus_synthetic import synthetic_scenes
 from offset_equivariant.evaluation.sweep import sweep
+from offset_equivariant.nn import check_equivariance, project_
 from offset_equivariant.panels import PANELS
 from offset_equivariant.provenance import file_sha256
 from offset_equivariant.reporting.comparison import TABLE1, TABLE3, TABLE4
@@ -105,7 +106,7 @@ def test_figure5_source(records):
 
 def test_figure6_shows_recorded_weights_and_errors(records):
     panel = read_image_panel(RESULTS / "figures" / "figure6.npz")
-    shown = PANELS["table3"]
+    shown = PANELS["nus"]
     weights = {record.experiment: record.checkpoint_sha256 for record in records if record.seed == 0}
     assert panel.checkpoint_sha256 == {title: weights[experiment] for title, experiment in shown.items()}
     for title, experiment in shown.items():
@@ -123,8 +124,8 @@ def test_figure7_source(records):
 def test_figure8_shows_recorded_weights_and_fills(records):
     panel = read_image_panel(RESULTS / "figures" / "figure8.npz")
     weights = {record.experiment: record.checkpoint_sha256 for record in records if record.seed == 0}
-    assert panel.checkpoint_sha256 == {title: weights[experiment] for title, experiment in PANELS["table4"].items()}
-    for title, experiment in PANELS["table4"].items():
+    assert panel.checkpoint_sha256 == {title: weights[experiment] for title, experiment in PANELS["facades"].items()}
+    for title, experiment in PANELS["facades"].items():
         psnr = read_outcomes(outcomes_path(RESULTS, experiment, 0))["psnr_db"]
         recorded = [psnr[saturation_key(s)][0] for s in panel.saturations]
         np.testing.assert_allclose(panel.values[title], recorded, atol=0.01)
@@ -132,7 +133,7 @@ def test_figure8_shows_recorded_weights_and_fills(records):
 
 def test_figure3_shows_recorded_weights(records):
     panel = read_panel(RESULTS / "figures" / "figure3.npz")
-    shown = PANELS["table1"]
+    shown = PANELS["cifar10"]
     weights = {record.experiment: record.checkpoint_sha256 for record in records if record.seed == 0}
     assert panel.checkpoint_sha256 == {network: weights[experiment] for network, experiment in shown.items()}
     # What is drawn is what was counted: right and wrong answers are those of the sweep.
@@ -189,11 +190,13 @@ def test_released_weights_are_listed_and_recorded():
 def test_released_inpainting_follows_the_light_from_srgb_to_srgb():
     """Section 4.3's claim on trained weights: hole, clipping, network, cut and gamma; on drawings, for speed."""
     filler = load_filler(released_weights_path(RESULTS, "table4_facades_small_equivariant_relative", 0))
-    srgb = drawn_facades("test", n_test=3).images / 255
-    gains = torch.tensor([1.0, 0.1, 0.4])
-    lit = linear_to_srgb(apply_illuminant(srgb_to_linear(srgb), gains))
-    before, after = (filler(srgb_to_linear(images)) for images in (srgb, lit))
+    network = filler.args[0].double().eval()
+    project_(network)  # constrained to double precision too
+    assert check_equivariance(network, (2, 3, 128, 128)).worst() < 1e-11
+    srgb = drawn_facades("test", n_test=3).images.double() / 255
+    before = filler(srgb_to_linear(srgb))
     assert before.std() > 0.01
-    torch.testing.assert_close(
-        linear_to_srgb(after), linear_to_srgb(apply_illuminant(before, gains)), rtol=0, atol=1e-4
-    )
+    for gains in (torch.tensor([1.0, 0.1, 0.4]).double(), torch.tensor([0.02, 0.5, 0.001]).double()):
+        after = filler(srgb_to_linear(linear_to_srgb(apply_illuminant(srgb_to_linear(srgb), gains))))
+        expected = linear_to_srgb(apply_illuminant(before, gains))
+        torch.testing.assert_close(linear_to_srgb(after), expected, rtol=0, atol=1e-10)

@@ -51,6 +51,16 @@ def test_differences_are_to_the_original_of_the_same_size(records, outcomes):
     assert "Minus Original (of its size), S = 0.9" in text and "Equivariant, small, on facades" in text
 
 
+def test_the_papers_values_stand_on_lines_of_their_own(records):
+    lines = render_markdown(build_table(TABLE4, records), supplements=False).split("Invariance")[0].splitlines()
+    cells = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in lines if line.startswith("| ")}
+    original, equivariant = (cells[f"{name}, on paris_street_view"] for name in ("Original", "Equivariant"))
+    assert (original[2], equivariant[2]) == ("not run", "not run")
+    assert (original[3], original[6], original[9]) == ("17.65", "18.44", "19.05")
+    assert (equivariant[3], equivariant[6], equivariant[9]) == ("17.67", "18.68", "19.78")
+    assert cells["Original, on facades"][3:6] == ["–", "17.00", "–"]
+
+
 def test_figure7_draws_variants_alike_but_dashed(records):
     figure = figure7(records)
     lines = {line.get_label(): line for line in figure.axes[0].lines}

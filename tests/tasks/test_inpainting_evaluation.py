@@ -195,6 +195,29 @@ def test_a_collapsed_discriminator_is_said_once():
     assert watched(losses(discriminator=0.004), 3).warnings == ()
 
 
+def test_a_discriminator_that_only_guesses_is_said_once():
+    watched, _ = watch(None)
+    said = [watched(losses(discriminator=0.6932), step).warnings for step in range(12)]
+    assert [len(warnings) for warnings in said] == [0] * 9 + [1, 0, 0]
+    assert "step 9: the discriminator's loss has stayed at ln 2" in said[9][0]
+    interrupted, _ = watch(None)
+    for step in range(30):
+        assert interrupted(losses(discriminator=0.6932 if step % 9 else 0.66), step).warnings == ()
+
+
+def test_what_was_seen_before_is_neither_said_nor_drawn_again():
+    looks = [(4, losses()), (12, losses(reconstruction=1.3)), (16, losses(discriminator=0.004))]
+    one, _ = watch(10)
+    for step, scalars in looks:
+        one(scalars, step)
+    other, _ = watch(10)
+    for step, scalars in looks:
+        other.recall(scalars, step)
+    for step, scalars in [(18, losses(reconstruction=7.0, discriminator=0.004)), (21, losses(reconstruction=1.9))]:
+        first, second = one(scalars, step), other(scalars, step)
+        assert first.warnings == second.warnings and first.pictures.keys() == second.pictures.keys()
+
+
 def test_a_loss_far_above_its_lowest_is_said_once():
     watched, _ = watch(None)
     for step, loss in enumerate((2.4, 0.5, 1.9, 0.6)):  # a step up to less than four times the lowest is usual

@@ -171,6 +171,16 @@ def test_loss_that_is_not_finite_stops_at_its_step_and_leaves_the_good_checkpoin
     assert min(clean.factors) == 4
 
 
+def test_every_loss_must_be_finite(tmp_path):
+    class Adversarial(Descent):
+        def training_step(self, step, learning_rate_factor):
+            scalars = super().training_step(step, learning_rate_factor)
+            return {**scalars, "discriminator_loss": torch.tensor(math.nan if step == 4 else 1.0)}
+
+    with pytest.raises(NonFiniteLossError, match=r"the discriminator loss of step 5 is nan; .*step-00000004\.pt"):
+        fit(Adversarial(), tmp_path, settings())
+
+
 def test_loss_that_is_not_finite_before_the_first_checkpoint(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"loss of step 1 is nan; .*none, the run had not saved one yet"):
         fit(Descent({1: lambda task, loss: loss * math.nan}), tmp_path, settings())

@@ -19,7 +19,10 @@ def check_split(split: str) -> None:
 
 def pixels_sha256(images: Tensor) -> str:
     """SHA-256 (hexadecimal) of the pixels of ``images``, uint8 (N, 3, H, W), taken in (N, H, W, 3) order."""
-    return hashlib.sha256(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().data).hexdigest()
+    digest = hashlib.sha256()
+    for part in images.split(1000):  # a copy of the whole may not fit into memory
+        digest.update(part.permute(0, 2, 3, 1).contiguous().cpu().numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Data sets that are two folders of photos: CMP facades, and Paris Street View of the Context Encoder."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from offset_equivariant.data.labelled_images import Split, check_split, pixels_s
 from offset_equivariant.data.locations import DATA_DIR_VARIABLE, DataNotFoundError
 from offset_equivariant.data.photo_images import PhotoDataError, PhotoImages
 
+log = logging.getLogger(__name__)
+
+#: Longest side of a photo that is taken for one, in units of its shortest.
+_LONGEST = 20
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """Ends of the names of photos, in small or capital letters."""
 
@@ -165,6 +170,10 @@ def _read_photo(path: Path, shorter_side: int) -> npt.NDArray[np.uint8]:
             if stored.mode.startswith(("I", "F")):
                 raise PhotoDataError(f"its mode is {stored.mode}; convert it to 8 bits a channel")
             upright = _rgb(ImageOps.exif_transpose(stored))
+            if max(upright.size) > _LONGEST * min(upright.size):
+                raise PhotoDataError(f"its {upright.size[0]}x{upright.size[1]} pixels are no photo's; take it away")
+            if min(upright.size) < shorter_side:
+                log.warning("%s has %dx%d pixels and is enlarged to %d", path, *upright.size, shorter_side)
             factor = shorter_side / min(upright.size)
             width, height = (round(length * factor) for length in upright.size)
             return np.array(upright.resize((width, height), Image.Resampling.BICUBIC))

@@ -27,7 +27,7 @@ from offset_equivariant.nn.padding import pad
 
 
 class _ConvTranspose(ConstrainedWeight):
-    """What the transposed convolutions of one, two and three dimensions share."""
+    """What the transposed convolutions of one and two dimensions share."""
 
     _convolve: ClassVar[Callable[..., Tensor]]
     stride: tuple[int, ...]
@@ -63,6 +63,10 @@ class _ConvTranspose(ConstrainedWeight):
         super().__init__(*arguments, bias, dilation, padding_mode, device, dtype)
         for size, step, spread in zip(self.kernel_size, self.stride, self.dilation, strict=True):
             _require_all_phases(size, step, spread)
+        for cut, extra, step, spread in zip(
+            cast(tuple[int, ...], self.padding), self.output_padding, self.stride, self.dilation, strict=True
+        ):
+            _require_what_torch_takes(cut, extra, step, spread)
         self._constrain(TransposedOffsetConstraint(offset_groups, self.stride, self.dilation, groups), constraint)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
@@ -110,6 +114,17 @@ class _ConvTranspose(ConstrainedWeight):
     def extra_repr(self) -> str:
         shown: str = super().extra_repr()
         return f"{shown}, offset_groups={self.offset_groups}, constraint={self.constraint!r}"
+
+
+def _require_what_torch_takes(padding: int, output_padding: int, stride: int, dilation: int) -> None:
+    """torch's own layer checks these at each call; here it is not given them."""
+    if padding < 0:
+        raise ValueError(f"padding = {padding} must not be negative")
+    if not 0 <= output_padding < max(stride, dilation):
+        raise ValueError(
+            f"output_padding = {output_padding} must be at least 0 and below the larger of stride = {stride} and "
+            f"dilation = {dilation}"
+        )
 
 
 def _require_all_phases(size: int, stride: int, dilation: int) -> None:

@@ -338,7 +338,7 @@ def build_table(
         saturations: Its columns.
         outcomes: Per-image outcomes by experiment and seed, for the paired differences.
     """
-    groups = group_records(description, records)
+    groups = _with_papers_own(description, group_records(description, records))
     rows = []
     for row, group in groups:
         named = row.baseline or description.baseline
@@ -353,6 +353,20 @@ def build_table(
         ]
         rows.append(TableRow(row, group, cells, max(changes, default=None)))
     return Table(description, tuple(saturations), tuple(rows))
+
+
+def _with_papers_own(
+    description: TableDescription, groups: Sequence[tuple[RowDescription, tuple[Record, ...]]]
+) -> list[tuple[RowDescription, tuple[Record, ...]]]:
+    """Put an empty group before those of a row that has none of the table's data set: a line for the paper's values."""
+    own = {row.name for row, group in groups if not group or group[0].dataset == description.dataset}
+    result: list[tuple[RowDescription, tuple[Record, ...]]] = []
+    for row, group in groups:
+        if row.paper_row is not None and row.name not in own:
+            own.add(row.name)
+            result.append((row, ()))
+        result.append((row, group))
+    return result
 
 
 def build_table1(

@@ -234,8 +234,10 @@ def _marks(row: TableRow) -> str | None:
 
 def _strategy(table: Table, row: TableRow, notes: list[str]) -> str:
     title = row.description.title
-    if row.records and row.records[0].dataset != table.description.dataset:
-        title += f", on {row.records[0].dataset}"
+    elsewhere = any(other.records and other.description == row.description for other in table.rows)
+    dataset = row.records[0].dataset if row.records else table.description.dataset
+    if dataset != table.description.dataset or (not row.records and elsewhere):
+        title += f", on {dataset}"
     if row.description.footnote:
         title += f" {_superscript(notes.index(row.description.footnote))}"
     marks = _marks(row)

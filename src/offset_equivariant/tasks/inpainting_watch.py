@@ -17,6 +17,8 @@ from offset_equivariant.tasks.task import Observation
 
 #: Loss of a discriminator below which it tells nearly every fill from a real centre, and its gradients vanish.
 COLLAPSED_LOSS = 0.01
+#: How near to ln 2, the loss of guessing, and for how many looks in a row it may be.
+UNDECIDED_WITHIN, UNDECIDED_LOOKS = 0.005, 10
 #: How many times its lowest the reconstruction loss may be before the training counts as diverged.
 DIVERGED_FACTOR = 4.0
 
@@ -24,8 +26,8 @@ DIVERGED_FACTOR = 4.0
 class InpaintingWatch:
     """Draws a grid of samples every so many steps, and says once what goes wrong.
 
-    That is a discriminator that has collapsed, or a reconstruction loss far above what it has been. Losses that are not
-    finite end the training elsewhere, see :func:`offset_equivariant.training.loop.fit`.
+    That is a discriminator that knows every fill, or none, or a reconstruction loss far above what it has been. Losses
+    that are not finite end the training elsewhere, see :func:`offset_equivariant.training.loop.fit`.
 
     Args:
         network: that is trained.
@@ -41,10 +43,16 @@ class InpaintingWatch:
         self._last_sampled: int | None = None
         self._lowest_loss = math.inf
         self._said: set[str] = set()
+        self._undecided = 0
 
     def __call__(self, scalars: Mapping[str, float], step: int) -> Observation:
         """Look at the training after ``step`` steps: pictures are called ``samples``."""
         return Observation(self._warnings(scalars, step), {"samples": self.grid()} if self._due(step) else {})
+
+    def recall(self, scalars: Mapping[str, float], step: int) -> None:
+        """Take note of an earlier look, so that a training that was taken up again says and draws nothing twice."""
+        self._warnings(scalars, step)
+        self._due(step)
 
     def _warnings(self, scalars: Mapping[str, float], step: int) -> tuple[str, ...]:
         reconstruction, discriminator = scalars["reconstruction_loss"], scalars["discriminator_loss"]
@@ -54,6 +62,13 @@ class InpaintingWatch:
             found["collapsed"] = (
                 f"step {step}: the discriminator's loss is {discriminator:.2g}, so it tells nearly every fill from the "
                 "truth and teaches the network nothing any more; lower train.inpainting.discriminator_learning_rate"
+            )
+        undecided = abs(discriminator - math.log(2)) < UNDECIDED_WITHIN
+        self._undecided = self._undecided + 1 if undecided else 0
+        if self._undecided >= UNDECIDED_LOOKS:
+            found["undecided"] = (
+                f"step {step}: the discriminator's loss has stayed at ln 2, so it takes fills and truths for the same "
+                "and teaches the network nothing; raise train.inpainting.discriminator_learning_rate"
             )
         if reconstruction > DIVERGED_FACTOR * self._lowest_loss:
             found["diverged"] = (

@@ -45,6 +45,9 @@ class Watch(Protocol):
     def __call__(self, scalars: Mapping[str, float], step: int) -> Observation:
         """Look at it after ``step`` steps; ``scalars`` are means since the last look."""
 
+    def recall(self, scalars: Mapping[str, float], step: int) -> None:
+        """Take note of what was looked at before the training was taken up again."""
+
 
 class Evaluable(Protocol):
     """One evaluation: what happens to test images under given illuminants."""

@@ -22,6 +22,8 @@ from offset_equivariant.tasks.task import Trainable
 from offset_equivariant.training.checkpoint import Checkpoints, restore_training_state, training_state
 from offset_equivariant.training.schedules import Schedule
 
+_JOURNAL = "log.jsonl"
+
 
 class NonFiniteLossError(RuntimeError):
     """A loss or a weight was NaN or infinite; the message names the step and the last good checkpoint."""
@@ -96,7 +98,7 @@ def fit(
     """
     checkpoints = Checkpoints(directory / "checkpoints")
     state = _resume(task, checkpoints, notes or {})
-    journal = Journal(directory / "log.jsonl", state.step)
+    journal = Journal(directory / _JOURNAL, state.step)
     meter = _Meter(task.batch_size)
     saved_at = time.monotonic()
 
@@ -194,14 +196,15 @@ class _Meter:
         self._steps.append(scalars)
 
     def read(self, step: int, checkpoints: Checkpoints) -> dict[str, float]:
-        """Return the means since the last reading, and the rate; refuse a loss that is not finite."""
-        losses = torch.stack([scalars["loss"].float() for scalars in self._steps]).tolist()
-        for before, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"the loss of step {step - before} is {loss}; {_last_good(checkpoints)}. "
-                    "Lower the learning rate, or look at the batch of that step"
-                )
+        """Return the means since the last reading, and the rate; refuse any loss that is not finite."""
+        for name in (name for name in self._steps[0] if name.endswith("loss")):
+            losses = torch.stack([scalars[name].float() for scalars in self._steps]).tolist()
+            for before, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
+                if not math.isfinite(loss):
+                    raise NonFiniteLossError(
+                        f"the {name.replace('_', ' ')} of step {step - before} is {loss}; {_last_good(checkpoints)}. "
+                        "Lower the learning rate, or look at the batch of that step"
+                    )
         means = {name: torch.stack([s[name].float() for s in self._steps]).mean().item() for name in self._steps[0]}
         now = time.perf_counter()
         means["images_per_second"] = len(self._steps) * self._batch_size / (now - self._since)
@@ -216,12 +219,18 @@ class Journal:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in journal_lines(path.parent, step)]
         replace_file(path, "".join(kept).encode())
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+
+def journal_lines(directory: Path, step: int) -> list[dict[str, Any]]:
+    """Return what the log of a run's directory says up to a step."""
+    lines = [json.loads(line) for line in _whole_lines(directory / _JOURNAL)]
+    return [line for line in lines if line["step"] <= step]
 
 
 def _whole_lines(path: Path) -> list[str]:

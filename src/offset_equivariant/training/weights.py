@@ -60,6 +60,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give a file of weights, such as {path / 'weights.safetensors'}")
     try:
         with safe_open(path, "pt") as file:
             facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
