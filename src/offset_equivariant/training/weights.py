@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
@@ -28,7 +29,8 @@ def save_weights(network: nn.Module, path: Path, facts: Mapping[str, Any]) -> st
         path: of the safetensors file.
         facts: written into the file's metadata: plain values.
     """
-    plain = copy.deepcopy(network).cpu()
+    # The projection's rounding depends on the layout in memory, and the file's digest on that.
+    plain = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
     remove_parametrizations_(plain)
     tensors = {name: tensor.contiguous() for name, tensor in plain.state_dict().items()}
     replace_file(path, save(tensors, {"facts": json.dumps(facts, sort_keys=True)}))
