@@ -120,7 +120,9 @@ def curves_csv(description: TableDescription, records: Iterable[Record]) -> str:
         seeds = " ".join(str(record.seed) for record in curve.records)
         start = [curve.row, first.experiment, first.dataset, first.preset, seeds]
         for s, mean, std in zip(curve.saturations, curve.means, curve.stds, strict=True):
-            writer.writerow([*start, s, round(mean, 6), None if std is None else round(std, 6), curve.paper.get(s)])
+            # The paper's values stand beside what was measured on its own images alone.
+            paper = curve.paper.get(s) if first.dataset == description.dataset else None
+            writer.writerow([*start, s, round(mean, 6), None if std is None else round(std, 6), paper])
     return text.getvalue()
 
 
