@@ -170,8 +170,9 @@ def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> D
             return composed
         run = Run(plain_settings(composed))
         weights, own = released_weights_path(RELEASED, run.config.experiment, seed), run.weights_path
-        learned = composed.train.steps != 0 and (weights.exists() or not own.exists())
-        given = [f"weights='{weights}'"] if learned else []
+        # Where no weights were released, those of the row's own training will do.
+        use_own = own.exists() and weights.name not in read_digests(weights.parent)
+        given = [] if use_own or composed.train.steps == 0 else [f"weights='{weights}'"]
         return compose("config", [*overrides, "mode=evaluate", *given])
 
 
