@@ -18,16 +18,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from offset_equivariant import provenance
-from offset_equivariant.__main__ import run_configuration
+from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
 from offset_equivariant.composition import plain_settings
-from offset_equivariant.config import ConfigError
-from offset_equivariant.data.locations import DataError
 from offset_equivariant.panels import PANELS, draw_panel
 from offset_equivariant.reporting.comparison import find_table
 from offset_equivariant.reporting.figures import render_figures
 from offset_equivariant.reporting.records import (
     Record,
-    RecordError,
     find_records,
     load_outcomes,
     read_record,
@@ -36,8 +33,8 @@ from offset_equivariant.reporting.records import (
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tables import build_table, render_markdown, write_tables
 from offset_equivariant.reporting.tracking import make_tracker
-from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
-from offset_equivariant.training.loop import NonFiniteLossError, TrainingInterruptedError
+from offset_equivariant.runs import Run, released_weights_path
+from offset_equivariant.training.loop import TrainingInterruptedError
 from offset_equivariant.training.weights import read_digests
 
 ROOT = provenance.repository_root()
@@ -68,7 +65,7 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
         except TrainingInterruptedError as interruption:
             print(interruption, file=sys.stderr)
             return interruption.exit_status
-        except (ConfigError, RunDirectoryError, RecordError, DataError, NonFiniteLossError, FileNotFoundError) as error:
+        except EXPLAINED_ERRORS as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
         assert record is not None

@@ -24,6 +24,9 @@ from offset_equivariant.training.loop import NonFiniteLossError, TrainingInterru
 
 log = logging.getLogger(__name__)
 
+#: These say what to do, and where in the code they came from does not help.
+EXPLAINED_ERRORS = (ConfigError, RunDirectoryError, RecordError, DataError, NonFiniteLossError, FileNotFoundError)
+
 
 def run_configuration(composed: DictConfig) -> Record | None:
     """Run one composed configuration; a failure leaves a file ``FAILED`` in the run's directory."""
@@ -58,8 +61,8 @@ def main(composed: DictConfig) -> float | None:
     """Run the experiment that the command line composes; returns its error at the lowest saturation."""
     try:
         record = run_configuration(composed)
-    except (ConfigError, RunDirectoryError, RecordError, DataError, NonFiniteLossError, FileNotFoundError) as error:
-        # These say what to do, and where in the code they came from does not help. In a multirun Hydra must see them.
+    except EXPLAINED_ERRORS as error:
+        # In a multirun Hydra must see them.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         log.error("%s", error)

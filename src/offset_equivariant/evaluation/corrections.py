@@ -11,10 +11,10 @@ from torch import Tensor
 
 from offset_equivariant.color.angular_error import reproduction_angular_error
 from offset_equivariant.color.illuminants import apply_illuminant, random_illuminants
-from offset_equivariant.color.srgb import linear_to_srgb
 from offset_equivariant.data.illuminant_images import IlluminantImages
 from offset_equivariant.reporting.image_panel import ImagePanel
 from offset_equivariant.tasks.illuminant_estimation import Estimator, as_light
+from offset_equivariant.tasks.recognition import quantized_srgb
 
 #: Saturations of the paper's Figure 6.
 SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -70,6 +70,5 @@ def correction_panel(
 def _shown(linear: Tensor) -> npt.NDArray[np.uint8]:
     """As sRGB bytes, ``(1, H, W, 3)``, the brightness of its bright values made 1."""
     white = linear.amax(1).flatten().quantile(_SHOWN)
-    srgb = linear_to_srgb((linear / white).clamp(0, 1))
-    shown: npt.NDArray[np.uint8] = (srgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    shown: npt.NDArray[np.uint8] = quantized_srgb((linear / white).clamp(0, 1)).permute(0, 2, 3, 1).numpy()
     return shown

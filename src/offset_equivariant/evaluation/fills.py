@@ -16,6 +16,7 @@ from offset_equivariant.data.photo_images import PhotoImages
 from offset_equivariant.reporting.image_panel import ImagePanel
 from offset_equivariant.tasks.inpainting import centre_of, with_centre
 from offset_equivariant.tasks.inpainting_evaluation import Filler, psnr
+from offset_equivariant.tasks.recognition import quantized_srgb
 
 #: Saturations of the paper's Figure 8.
 SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -67,6 +68,5 @@ def fill_panel(
 
 def _shown(linear: Tensor) -> npt.NDArray[np.uint8]:
     """As sRGB bytes, ``(1, H, W, 3)``."""
-    srgb = linear_to_srgb(linear.clamp(0, 1))
-    shown: npt.NDArray[np.uint8] = (srgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    shown: npt.NDArray[np.uint8] = quantized_srgb(linear.clamp(0, 1)).permute(0, 2, 3, 1).numpy()
     return shown
