@@ -354,7 +354,7 @@ WRONG_OPTIONS = [
     (("model", "representation", "clipping_options"), {"fraction": 0.1}, "no parameter fraction; it takes epsilon"),
     (("train", "schedule", "options"), {"warmup_fraction": 2.0}, "train.schedule: warmup_fraction = 2.0 must be"),
     (("train", "schedule", "name"), "multi_step", "unknown setting train.schedule.options.warmup_fraction"),
-    (("strategy", "jitter"), {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0.6}, "strategy.jitter: .*hue"),
+    (("strategy", "jitter"), {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0.6}, "strategy: .*hue"),
 ]
 
 

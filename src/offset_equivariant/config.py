@@ -101,6 +101,8 @@ class StrategyConfig:
     #: Name of the colour balancing applied to training and test images, see ``BALANCING_METHODS``.
     balancing: str | None
     jitter: JitterConfig | None
+    #: Largest saturation of the random illuminants that training images are shown under; None for none.
+    illuminant_saturation: float | None
 
 
 @dataclass(frozen=True)
@@ -376,7 +378,7 @@ def _check_task(config: ExperimentConfig) -> None:
             f"dataset {dataset.name} has no test images: give dataset.cross_validation=folds, or cameras, or "
             "dataset.validation_images"
         )
-    if task != "recognition" and (config.strategy.jitter or config.strategy.balancing):
+    if task != "recognition" and config.strategy.name != "none":
         raise ConfigError(f"strategy = {config.strategy.name} is not for {task}; give strategy=none")
     if task != "recognition" and config.distortion.requantize:
         raise ConfigError(f"distortion.requantize = True is not for {task}; give false")

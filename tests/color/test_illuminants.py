@@ -6,7 +6,14 @@ import pytest
 import scipy.stats
 import torch
 
-from offset_equivariant.color import apply_illuminant, distort_srgb, hsv_to_rgb, random_hues, random_illuminants
+from offset_equivariant.color import (
+    IlluminantAugmentation,
+    apply_illuminant,
+    distort_srgb,
+    hsv_to_rgb,
+    random_hues,
+    random_illuminants,
+)
 
 
 def random_hsv(n: int) -> torch.Tensor:
@@ -129,3 +136,27 @@ def test_distortion_by_a_neutral_illuminant_changes_nothing_and_only_requantisat
     bright = torch.tensor([2.0, 2.0, 2.0], dtype=torch.float64)
     assert distort_srgb(images, bright).max() > 1.3
     assert distort_srgb(images, bright, requantize=True).max() == 1
+
+
+def test_augmentation_draws_hue_and_saturation_uniformly():
+    white = torch.ones(4000, 3, 1, 2, dtype=torch.float64)
+    lit = IlluminantAugmentation(0.8)(white, torch.Generator().manual_seed(3))
+    assert torch.equal(lit[..., 0], lit[..., 1])
+    hsv = matplotlib.colors.rgb_to_hsv(lit[:, :, 0, 0].numpy())
+    assert scipy.stats.kstest(hsv[:, 0], "uniform").pvalue > 0.01
+    assert scipy.stats.kstest(hsv[:, 1] / 0.8, "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(hsv[:, 0], hsv[:, 1])[0, 1]) < 0.05
+    np.testing.assert_allclose(hsv[:, 2], 1)
+
+
+def test_augmentation_multiplies_channels():
+    images = torch.rand(3, 3, 5, 4)
+    light = IlluminantAugmentation()(torch.ones(3, 3, 1, 1), torch.Generator().manual_seed(0))
+    lit = IlluminantAugmentation()(images, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(lit, images * light)
+
+
+@pytest.mark.parametrize("saturation", [0.0, 1.1])
+def test_augmentation_refuses_other_saturations(saturation):
+    with pytest.raises(ValueError, match=rf"largest_saturation must be in \(0, 1\], but is {saturation}"):
+        IlluminantAugmentation(saturation)

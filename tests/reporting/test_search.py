@@ -44,3 +44,21 @@ def test_test_images_are_refused(make_record):
 
 def test_nothing_is_written_without_records(tmp_path):
     assert write_searches(tmp_path) == []
+
+
+def test_the_mean_over_saturations_can_decide(make_record):
+    def jittered(hue, errors):
+        return replace(
+            make_record(),
+            table=None,
+            dataset="cifar10_validation",
+            config={"train": {"epochs": 4}, "strategy": {"jitter": {"brightness": 0.4, "hue": hue}}},
+            metrics={"error_percent": dict(zip(("0.0", "0.5", "0.9"), errors, strict=True))},
+        )
+
+    text = render_search(
+        [jittered(0.1, (12.0, 15.0, 30.0)), jittered(0.5, (16.0, 16.0, 16.0))], SEARCHES["search_jitter"]
+    )
+    assert "# Search for the strengths of `strategy=augmentation`" in text and "mean over S = 0.0, 0.5, 0.9" in text
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| original")]
+    assert [(line[1], line[4], line[6]) for line in lines] == [("0.4", "0.5", "16.00"), ("0.4", "0.1", "12.00")]

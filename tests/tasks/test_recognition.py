@@ -3,7 +3,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from offset_equivariant.color import AbsoluteClipping, ColorJitter, balance, grey_world, linear_to_srgb, srgb_to_linear
+from offset_equivariant.color import (
+    AbsoluteClipping,
+    ColorJitter,
+    IlluminantAugmentation,
+    balance,
+    grey_world,
+    linear_to_srgb,
+    srgb_to_linear,
+)
 from offset_equivariant.color.representation import Representation, decode_srgb
 from offset_equivariant.data import synthetic_images
 from offset_equivariant.data.batches import EpochOrder, random_crop_and_flip, step_generator
@@ -95,6 +103,16 @@ def test_jitter_is_applied_to_srgb_before_everything_else(images):
         torch.tensor([1.4, 1.4, 1.5])[:, None, None]
     )
     torch.testing.assert_close(network.seen[0], random_crop_and_flip(converted, 4, True, generator))
+
+
+def test_random_illuminants_change_linear_rgb(images):
+    network, illuminants = Seeing(), IlluminantAugmentation(0.9)
+    task = training(network, images, LOG_RGB, Augmentation(0, False, illuminants=illuminants))
+    task.training_step(1, 0.0)
+    linear = decode_srgb(images.images[EpochOrder(40, 8, 5).indices(1)])
+    lit = illuminants(linear, step_generator(5, 1, stream=1))
+    assert (lit - linear).abs().amax((1, 2, 3)).min() > 0.01
+    torch.testing.assert_close(network.seen[0], LOG_RGB(lit))
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])

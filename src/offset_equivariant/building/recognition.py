@@ -16,8 +16,8 @@ from offset_equivariant.building.common import (
     build_representation,
     build_schedule,
 )
-from offset_equivariant.color import BALANCING_METHODS, ColorJitter, balance
-from offset_equivariant.config import ConfigError, ExperimentConfig, JitterConfig, check_arguments
+from offset_equivariant.color import BALANCING_METHODS, ColorJitter, IlluminantAugmentation, balance
+from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
 from offset_equivariant.data import (
     NO_OPTIONS,
     LabelledImages,
@@ -56,13 +56,12 @@ def _balanced(linear: Tensor, method: str) -> Tensor:
 
 def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
     """Return, by group of settings, functions that fail where the group cannot be used."""
-    jitter = config.strategy.jitter
     resnet = RESNETS[config.model.architecture].func
     check_arguments(resnet.__init__, config.model.options, "model.options", _NO_OPTIONS_OF_RESNETS)
     return {
         "model": lambda: build_network(config),
         "model.representation": lambda: build_pipeline(config),
-        "strategy.jitter": lambda: None if jitter is None else _color_jitter(jitter),
+        "strategy": lambda: build_augmentation(config),
         "dataset": lambda: check_dataset(config),
     }
 
@@ -90,24 +89,27 @@ def check_dataset(config: ExperimentConfig) -> None:
         )
 
 
-def _color_jitter(jitter: JitterConfig) -> ColorJitter:
-    return ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+def build_augmentation(config: ExperimentConfig) -> Augmentation:
+    """Build the random changes of training images."""
+    jitter, saturation = config.strategy.jitter, config.strategy.illuminant_saturation
+    return Augmentation(
+        config.train.crop_padding,
+        config.train.flip,
+        None if jitter is None else ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue),
+        None if saturation is None else IlluminantAugmentation(saturation),
+    )
 
 
 def plan_training(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> PlannedTraining:
     """Build the training of a network on images, both on the device."""
-    recipe, jitter = config.train, config.strategy.jitter
+    recipe = config.train
     setting = runtime_setting(config, images.images.device)
     task = RecognitionTraining(
         network,
         build_optimizer(config, network),
         images,
         build_pipeline(config),
-        Augmentation(
-            recipe.crop_padding,
-            recipe.flip,
-            None if jitter is None else _color_jitter(jitter),
-        ),
+        build_augmentation(config),
         batch_size=recipe.batch_size,
         seed=config.seed,
         label_smoothing=recipe.label_smoothing,

@@ -15,6 +15,7 @@ from offset_equivariant.color.constancy import (
     shades_of_grey,
 )
 from offset_equivariant.color.illuminants import (
+    IlluminantAugmentation,
     apply_illuminant,
     distort_srgb,
     hsv_to_rgb,
@@ -45,6 +46,7 @@ __all__ = [
     "Clipping",
     "ColorJitter",
     "FilledClipping",
+    "IlluminantAugmentation",
     "RelativeClipping",
     "adjust_brightness",
     "adjust_contrast",

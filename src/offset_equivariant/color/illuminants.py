@@ -1,6 +1,7 @@
 """Random illuminants and their application to images: the distortion of Section 4.1.1."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -121,3 +122,33 @@ def distort_srgb(srgb: Tensor, illuminant: Tensor, *, requantize: bool = False) 
     """
     distorted = linear_to_srgb(apply_illuminant(srgb_to_linear(srgb), illuminant))
     return distorted.clamp(0, 1).mul(255).round().div(255) if requantize else distorted
+
+
+@dataclass(frozen=True)
+class IlluminantAugmentation:
+    """Random von Kries changes of illuminant for training images: the test's own distortion, Eq. 22.
+
+    Each image gets an illuminant of uniformly random hue, value 1, and a saturation uniform in [0, largest].
+
+    Attributes:
+        largest_saturation: In (0, 1].
+    """
+
+    largest_saturation: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.largest_saturation <= 1:
+            raise ValueError(f"largest_saturation must be in (0, 1], but is {self.largest_saturation}.")
+
+    def __call__(self, linear: Tensor, generator: torch.Generator) -> Tensor:
+        """Shows each image under an illuminant of its own.
+
+        Args:
+            linear: Linear images of shape (N, 3, H, W).
+            generator: Source of everything random; one on the CPU gives the same illuminants on every device.
+
+        Returns:
+            The images under their illuminants, same shape and dtype.
+        """
+        hues, shares = torch.rand(2, len(linear), generator=generator, device=generator.device, dtype=torch.float64)
+        return apply_illuminant(linear, hsv_to_rgb(hues, self.largest_saturation * shares, 1.0))

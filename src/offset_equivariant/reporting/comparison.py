@@ -116,6 +116,7 @@ TABLE1 = TableDescription(
         ),
         RowDescription("preprocessing_quasi_unsupervised", "Preprocessing (quasi-unsupervised)", "preprocessing"),
         RowDescription("augmentation", "Augmentation", "augmentation"),
+        RowDescription("augmentation_illuminants", "Augmentation by random illuminants (ours)", None),
         RowDescription("equivariant", "Equivariant", "equivariant"),
         RowDescription("equivariant_relative", "Equivariant, relative clipping (ours)", None),
     ),

@@ -38,6 +38,7 @@ _STYLES = {
     "preprocessing_shades_of_grey": ("#CC79A7", "^"),
     "preprocessing_quasi_unsupervised": ("#E69F00", "D"),
     "augmentation": ("#009E73", "s"),
+    "augmentation_illuminants": ("#000000", "p"),
     "equivariant": ("#0072B2", "P"),
     "equivariant_relative": ("#56B4E9", "X"),
     "equivariant_filled": ("#56B4E9", "X"),

@@ -16,31 +16,33 @@ class SearchDescription:
     """What a search was for.
 
     Attributes:
-        preset: The preset whose recipe was chosen.
+        subject: What was chosen.
         metric: What decided.
         heading: Its name for readers, with the unit.
         settings: Title of each column -> setting of the recipe, or of its ``inpainting``, or of the model's ``options``
-            or ``family_options``.
+            or ``family_options``, or of the strategy's ``jitter``.
         largest: Whether its largest value is the best, not its smallest.
+        decided_at: Saturations over whose mean the metric decides.
     """
 
-    preset: str
+    subject: str
     metric: str
     heading: str
     settings: Mapping[str, str]
     largest: bool = False
+    decided_at: tuple[str, ...] = ("0.0",)
 
 
 #: By the name of the folder below ``results``.
 SEARCHES = {
     "search": SearchDescription(
-        "fast",
+        "the recipe of `train=fast`",
         "error_percent",
         "Error (%)",
         {"Learning rate": "learning_rate", "Weight decay": "weight_decay", "Epochs": "epochs"},
     ),
     "search_nus": SearchDescription(
-        "nus_fast",
+        "the recipe of `train=nus_fast`",
         "median_reproduction_error_degrees",
         "Median error (°)",
         {
@@ -53,7 +55,7 @@ SEARCHES = {
         },
     ),
     "search_inpainting": SearchDescription(
-        "inpainting_fast",
+        "the recipe of `train=inpainting_fast`",
         "psnr_db",
         "PSNR (dB)",
         {
@@ -65,11 +67,24 @@ SEARCHES = {
         },
         largest=True,
     ),
+    "search_jitter": SearchDescription(
+        "the strengths of `strategy=augmentation`",
+        "error_percent",
+        "Error (%)",
+        {
+            "Brightness": "brightness",
+            "Contrast": "contrast",
+            "Saturation": "saturation",
+            "Hue": "hue",
+            "Epochs": "epochs",
+        },
+        decided_at=("0.0", "0.5", "0.9"),
+    ),
 }
 
 
 def render_search(records: Iterable[Record], description: SearchDescription) -> str:
-    """Return every run of the search, best first within each family of layers, by the metric at S = 0.
+    """Return every run of the search, best first within each family of layers, by the metric where it decides.
 
     Raises:
         ValueError: if a run was not measured on validation images: test images must not choose a recipe.
@@ -79,15 +94,21 @@ def render_search(records: Iterable[Record], description: SearchDescription) -> 
         if not run.dataset.endswith("_validation"):
             raise ValueError(f"{run.experiment} was measured on {run.dataset}, not on validation images")
     sign = -1 if description.largest else 1
-    order = sorted(runs, key=lambda run: (run.row, sign * run.metrics[description.metric]["0.0"]))
+    decided_at = description.decided_at
+
+    def score(run: Record) -> float:
+        values = run.metrics[description.metric]
+        return sign * sum(values[s] for s in decided_at) / len(decided_at)
+
+    order = sorted(runs, key=lambda run: (run.row, score(run)))
     header = ["Family", *description.settings, f"{description.heading} at S = 0.0", "0.5", "0.9", "Commit"]
     n = sorted({run.n for run in runs})
     return "\n".join(
         [
-            f"# Search for the recipe of `train={description.preset}`",
+            f"# Search for {description.subject}",
             "",
             f"Measured on {', '.join(map(str, n))} images held out of the training set; one run each, seed 0. "
-            "Best first within each family.",
+            f"Best first within each family, {_where(decided_at)}.",
             "",
             f"| {' | '.join(header)} |",
             f"|---|{'--:|' * (len(header) - 2)}---|",
@@ -110,7 +131,8 @@ def write_searches(results: Path) -> list[Path]:
 def _line(run: Record, description: SearchDescription) -> str:
     model, recipe = run.config.get("model", {}), run.config["train"]
     options = {**model.get("family_options", {}), **model.get("options", {})}
-    known = {**options, **(recipe.get("inpainting") or {}), **recipe}
+    jitter = run.config.get("strategy", {}).get("jitter") or {}
+    known = {**options, **jitter, **(recipe.get("inpainting") or {}), **recipe}
     chosen = [_shown(known.get(name)) for name in description.settings.values()]
     values = run.metrics[description.metric]
     measured = [f"{values[s]:.2f}" if s in values else "–" for s in ("0.0", "0.5", "0.9")]
@@ -122,3 +144,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _where(saturations: tuple[str, ...]) -> str:
+    return f"at S = {saturations[0]}" if len(saturations) == 1 else f"by the mean over S = {', '.join(saturations)}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from offset_equivariant.color.illuminants import apply_illuminant
+from offset_equivariant.color.illuminants import IlluminantAugmentation, apply_illuminant
 from offset_equivariant.color.jitter import ColorJitter
 from offset_equivariant.color.representation import Representation, decode_srgb
 from offset_equivariant.color.srgb import linear_to_srgb, srgb_to_linear
@@ -38,18 +38,31 @@ class InputPipeline:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images: zero padding and cropping back, left-right flips, colour jitter."""
+    """Random changes of training images: zero padding and cropping back, left-right flips, colours and light."""
 
     crop_padding: int = 4
     flip: bool = True
     jitter: ColorJitter | None = None
+    illuminants: IlluminantAugmentation | None = None
+
+    @property
+    def changes_colours(self) -> bool:
+        return self.jitter is not None or self.illuminants is not None
+
+    def colours(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change the colours of uint8 sRGB images ``(N, 3, H, W)``, then their light; return linear RGB."""
+        if self.jitter is None:
+            linear = decode_srgb(images)
+        else:
+            linear = srgb_to_linear(self.jitter(images.float() / 255, generator))
+        return linear if self.illuminants is None else self.illuminants(linear, generator)
 
 
 class RecognitionTraining:
     """Cross entropy on batches of a data set that is kept whole on the device.
 
     The images are kept as uint8 and converted batch by batch; those that are to be colour-balanced are balanced and
-    converted once, before the first step, unless colour jitter comes before.
+    converted once, before the first step, unless random changes of their colours come before.
 
     Args:
         network: ``(N, 3, H, W)`` to ``(N, classes)``, on the device.
@@ -93,7 +106,7 @@ class RecognitionTraining:
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._images = images.images
-        if pipeline.balancing is not None and augmentation.jitter is None:
+        if pipeline.balancing is not None and not augmentation.changes_colours:
             self._images = torch.cat([pipeline.from_srgb_bytes(batch) for batch in images.images.split(1000)])
 
     @property
@@ -128,9 +141,8 @@ class RecognitionTraining:
         indices = self._order.indices(step).to(self._images.device)
         generator = step_generator(self._seed, step, stream=1)
         images = self._images[indices]
-        if self._augmentation.jitter is not None:
-            jittered = self._augmentation.jitter(images.float() / 255, generator)
-            images = self._pipeline(srgb_to_linear(jittered))
+        if self._augmentation.changes_colours:
+            images = self._pipeline(self._augmentation.colours(images, generator))
         elif not images.is_floating_point():
             images = self._pipeline.from_srgb_bytes(images)
         images = random_crop_and_flip(images, self._augmentation.crop_padding, self._augmentation.flip, generator)
