@@ -1,4 +1,4 @@
-"""Colour as pure tensor functions: sRGB gamma, log RGB, illuminants, angular errors, colour constancy and jitter.
+"""Colour as pure tensor functions: sRGB gamma, log RGB, illuminants, angular errors, colour constancy, equalisation, jitter.
 
 Images are batches of shape (N, 3, H, W); illuminants have shape (N, 3). "Linear" is proportional to light, "sRGB" is
 gamma-encoded, both nominally in [0, 1].
@@ -13,6 +13,12 @@ from offset_equivariant.color.constancy import (
     grey_world,
     max_rgb,
     shades_of_grey,
+)
+from offset_equivariant.color.equalisation import (
+    code_input,
+    equalise_histogram,
+    gradient_directions,
+    sobel_gradients,
 )
 from offset_equivariant.color.illuminants import (
     apply_illuminant,
@@ -53,7 +59,10 @@ __all__ = [
     "apply_illuminant",
     "balance",
     "balance_srgb",
+    "code_input",
     "distort_srgb",
+    "equalise_histogram",
+    "gradient_directions",
     "grey_edge",
     "grey_world",
     "hsv_to_rgb",
@@ -67,6 +76,7 @@ __all__ = [
     "recovery_angular_error",
     "reproduction_angular_error",
     "shades_of_grey",
+    "sobel_gradients",
     "srgb_lookup_table",
     "srgb_to_linear",
 ]
