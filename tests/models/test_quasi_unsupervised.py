@@ -1,10 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from offset_equivariant.color import code_input
-from offset_equivariant.models.quasi_unsupervised import QuasiUnsupervised
+from offset_equivariant.models import quasi_unsupervised
+from offset_equivariant.models.quasi_unsupervised import QuasiUnsupervised, estimate_illuminants
 
 
 def images(*shape):
@@ -19,7 +21,7 @@ def test_parameter_count_of_the_original():
     with torch.device("meta"):
         network = QuasiUnsupervised()
         assert parameters(network) == 54_420_481
-        assert network.weigh(torch.rand(2, 7, 256, 256)).shape == (2, 1, 256, 256)
+        assert network(torch.rand(2, 7, 256, 256)).shape == (2, 1, 256, 256)
 
 
 @pytest.mark.parametrize(("levels", "dropouts"), [(8, 3), (6, 1), (5, 0)])
@@ -58,17 +60,55 @@ def by_hand(network, x, levels):
 @pytest.mark.parametrize("levels", [2, 6])
 def test_the_network_equals_an_independent_implementation(levels):
     torch.manual_seed(0)
-    network = QuasiUnsupervised(levels, width=4).double()
-    batch = images(5, 3, 64, 64).double()
+    network = QuasiUnsupervised(levels, width=4, image_size=64).double()
+    batch = code_input(images(5, 3, 64, 64).double())
     network(batch)  # running statistics of their own
     network.eval()
-    torch.testing.assert_close(network(batch), by_hand(network, code_input(batch), levels), rtol=0, atol=1e-12)
+    torch.testing.assert_close(network(batch), by_hand(network, batch, levels), rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return QuasiUnsupervised(3, width=4, image_size=16).double()
+
+
+def test_the_estimate_is_the_mean_colour_by_the_weights(network):
+    batch = images(4, 3, 16, 16).double()
+    batch[1, 0, :4] = 0  # without red: these pixels do not count
+    found = estimate_illuminants(network, batch)
+    assert not network.training and not found.requires_grad
+    with torch.no_grad():
+        weights = network(code_input(batch)).numpy()[:, 0]
+    for n in range(4):
+        total = np.zeros(3)
+        for y, x in np.ndindex(16, 16):
+            pixel = batch[n, :, y, x].numpy()
+            total += weights[n, y, x] * pixel * bool((pixel > 0).all())
+        np.testing.assert_allclose(found[n].numpy(), total / np.linalg.norm(total), rtol=0, atol=1e-12)
+
+
+def test_images_of_another_size_are_resized_as_linear_rgb(network):
+    batch = images(3, 3, 32, 48).double()
+    small = F.interpolate(batch, (16, 16), mode="bilinear", antialias=True)
+    expected = estimate_illuminants(network, small)
+    torch.testing.assert_close(estimate_illuminants(network, batch), expected, rtol=0, atol=1e-12)
+
+
+def test_images_are_estimated_in_parts(network, monkeypatch):
+    batch = images(5, 3, 16, 16).double()
+    whole = estimate_illuminants(network, batch)
+    sizes = []
+    network.register_forward_hook(lambda module, given, result: sizes.append(len(result)))
+    monkeypatch.setattr(quasi_unsupervised, "_PIXELS_AT_A_TIME", 2 * 16**2)
+    torch.testing.assert_close(estimate_illuminants(network, batch), whole, rtol=0, atol=1e-12)
+    assert sizes == [2, 2, 1] and estimate_illuminants(network, batch[:0]).shape == (0, 3)
 
 
 def test_every_parameter_learns():
     torch.manual_seed(0)
     network = QuasiUnsupervised(3, width=4).double()
-    network(images(4, 3, 16, 24).double()).square().sum().backward()
+    network(code_input(images(4, 3, 16, 24).double())).square().sum().backward()
     # A constant before batch normalisation is taken out again: biases of the convolutions before it have no effect.
     idle = {f"{part}.{number}.0.bias" for part, numbers in (("down", (1, 2)), ("up", (0, 1))) for number in numbers}
     still = {name for name, p in network.named_parameters() if p.grad.abs().max() < 1e-12}
@@ -80,8 +120,9 @@ def test_every_parameter_learns():
     [
         (lambda: QuasiUnsupervised(1), "levels = 1 must be at least 2"),
         (lambda: QuasiUnsupervised(width=0), "width = 0 must be at least 1"),
-        (lambda: QuasiUnsupervised(3, 2)(images(1, 3, 16, 20)), "multiples of 8, but their shape"),
-        (lambda: QuasiUnsupervised(3, 2)(images(1, 1, 16, 16)), r"linear must have shape \(N, 3, H, W\)"),
+        (lambda: QuasiUnsupervised(image_size=128), "image_size = 128 must be a positive multiple of 256"),
+        (lambda: QuasiUnsupervised(3, 2)(images(1, 7, 16, 20)), "multiples of 8, but their shape"),
+        (lambda: QuasiUnsupervised(3, 2)(images(1, 3, 16, 16)), r"must have shape \(N, 7, H, W\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(build, message):

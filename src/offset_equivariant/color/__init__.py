@@ -1,9 +1,10 @@
-"""Colour as pure tensor functions: sRGB gamma, log RGB, illuminants, angular errors, colour constancy, equalisation, jitter.
+"""Colour as pure tensor functions: sRGB gamma, log RGB, illuminants, angular errors, constancy, equalisation, jitter.
 
 Images are batches of shape (N, 3, H, W); illuminants have shape (N, 3). "Linear" is proportional to light, "sRGB" is
 gamma-encoded, both nominally in [0, 1].
 """
 
+from offset_equivariant.color.achromatic import cosine_loss, usable_pixels, weighted_estimate
 from offset_equivariant.color.angular_error import recovery_angular_error, reproduction_angular_error
 from offset_equivariant.color.constancy import (
     BALANCING_METHODS,
@@ -60,6 +61,7 @@ __all__ = [
     "balance",
     "balance_srgb",
     "code_input",
+    "cosine_loss",
     "distort_srgb",
     "equalise_histogram",
     "gradient_directions",
@@ -79,4 +81,6 @@ __all__ = [
     "sobel_gradients",
     "srgb_lookup_table",
     "srgb_to_linear",
+    "usable_pixels",
+    "weighted_estimate",
 ]

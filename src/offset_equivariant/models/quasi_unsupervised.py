@@ -11,7 +11,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from offset_equivariant.color.achromatic import usable_pixels, weighted_estimate
 from offset_equivariant.color.equalisation import INPUT_CHANNELS, code_input
 
 _SLOPE, _DROPOUT = 0.2, 0.5
@@ -19,35 +21,44 @@ _SLOPE, _DROPOUT = 0.2, 0.5
 _WIDEST = 8
 #: Transposed convolutions at least this many halvings below the image have dropout behind them.
 _DROPOUT_BELOW = 5
+#: Of all images in one pass through the network: sixteen images of the original's size.
+_PIXELS_AT_A_TIME = 2**20
 
 
 class QuasiUnsupervised(nn.Module):
-    """Linear images ``(N, 3, S, S)`` to the weights of their pixels, ``(N, 1, S, S)``, in (0, 1).
+    """Coded images ``(N, 7, S, S)`` to the weights of their pixels, ``(N, 1, S, S)``, in (0, 1).
 
-    A U-Net on the channels of :func:`~offset_equivariant.color.code_input`. ``levels`` convolutions of 4x4 with stride
-    2 and leaky rectifiers halve the image each, to a single pixel where S is 2 to the number of levels; as many
-    transposed ones with rectifiers lead back, each but the first on the convolution's output of its own size beside
-    what comes from below. All but the outermost two are followed by batch normalisation. The channels double from
-    ``width`` up to 8 times that. Three innermost transposed convolutions of the original's eight have channel dropout;
-    with fewer levels the innermost ones are left out, and so is their dropout.
+    A U-Net on what :func:`~offset_equivariant.color.code_input` makes of linear images. ``levels`` convolutions of 4x4
+    with stride 2 and leaky rectifiers halve the image each, to a single pixel where S is 2 to the number of levels; as
+    many transposed ones with rectifiers lead back, each but the first on the convolution's output of its own size
+    beside what comes from below. All but the outermost two are followed by batch normalisation. The channels double
+    from ``width`` up to 8 times that. The three innermost transposed convolutions of the original's eight have channel
+    dropout; with fewer levels the innermost ones are left out, and so is their dropout.
 
     With the defaults it is the original for 256x256 pixels, of 54,420,481 parameters.
 
     Args:
         levels: convolutions on the way down, at least 2.
         width: channels of the first one.
+        image_size: S, of the images that it is trained on; others are resized to it by :func:`estimate_illuminants`.
 
     Raises:
-        ValueError: if ``levels`` is below 2, or ``width`` is not positive.
+        ValueError: if ``levels`` is below 2, ``width`` is not positive, or ``image_size`` no positive multiple of 2 to
+            the number of levels.
     """
 
-    def __init__(self, levels: int = 8, width: int = 64) -> None:
+    def __init__(self, levels: int = 8, width: int = 64, image_size: int = 256) -> None:
         super().__init__()
         if levels < 2:
             raise ValueError(f"levels = {levels} must be at least 2")
         if width < 1:
             raise ValueError(f"width = {width} must be at least 1")
+        if image_size < 1 or image_size % (1 << levels):
+            raise ValueError(
+                f"image_size = {image_size} must be a positive multiple of {1 << levels}, 2 to the number of levels"
+            )
         self.levels = levels
+        self.image_size = image_size
         sizes = [width * min(2**level, _WIDEST) for level in range(levels)]
         self.down = nn.ModuleList([nn.Sequential(_halving(INPUT_CHANNELS, sizes[0]), nn.LeakyReLU(_SLOPE))])
         for before, after in itertools.pairwise(sizes):
@@ -67,21 +78,18 @@ class QuasiUnsupervised(nn.Module):
         """Height and width of the images must be multiples of this; the original's are equal to it."""
         return 1 << self.levels
 
-    def forward(self, linear: Tensor) -> Tensor:
-        """Weigh the pixels of linear images.
+    def forward(self, coded: Tensor) -> Tensor:
+        """Weigh the pixels of coded images.
 
         Raises:
             ValueError: if height or width is no multiple of ``reduction``, or the images have another shape.
         """
-        if linear.ndim != 4 or any(side % self.reduction for side in linear.shape[2:]):
+        sides = coded.shape[2:]
+        if coded.ndim != 4 or coded.shape[1] != INPUT_CHANNELS or any(side % self.reduction for side in sides):
             raise ValueError(
-                f"images must have shape (N, 3, H, W), H and W multiples of {self.reduction}, but their shape is "
-                f"{tuple(linear.shape)}; resize them"
+                f"coded images must have shape (N, {INPUT_CHANNELS}, H, W), H and W multiples of {self.reduction}, but "
+                f"their shape is {tuple(coded.shape)}; resize and code them"
             )
-        return self.weigh(code_input(linear))
-
-    def weigh(self, coded: Tensor) -> Tensor:
-        """Weigh the pixels of images that are coded already, ``(N, 7, H, W)``."""
         skipped: list[Tensor] = []
         for down in self.down:
             coded = down(coded)
@@ -92,6 +100,33 @@ class QuasiUnsupervised(nn.Module):
             if skipped:
                 features = torch.cat([skipped.pop(), features], dim=1)
         return cast(Tensor, features.sigmoid())
+
+
+@torch.no_grad()
+def estimate_illuminants(network: QuasiUnsupervised, linear: Tensor) -> Tensor:
+    """Estimate the light in images as the mean colour of their pixels by the network's weights.
+
+    The images are resized, in linear RGB, to those that the network was trained on. Pixels without light in a channel
+    do not count, see :func:`~offset_equivariant.color.usable_pixels`. The network is put in evaluation mode.
+
+    Args:
+        network: on the device of the images.
+        linear: linear RGB, ``(N, 3, H, W)``, of any size.
+
+    Returns:
+        illuminants of unit norm, ``(N, 3)``; zero in channels without any light.
+    """
+    network.eval()
+    size = network.image_size
+    estimates = [_estimate(network, part, size) for part in linear.split(max(1, _PIXELS_AT_A_TIME // size**2))]
+    return torch.cat(estimates) if estimates else linear.new_zeros(0, 3)
+
+
+def _estimate(network: QuasiUnsupervised, linear: Tensor, size: int) -> Tensor:
+    if linear.shape[2:] != (size, size):
+        linear = F.interpolate(linear, (size, size), mode="bilinear", antialias=True)
+    weights = network(code_input(linear))
+    return weighted_estimate(linear, weights * usable_pixels(linear))
 
 
 def _halving(before: int, after: int) -> nn.Conv2d:
