@@ -7,7 +7,6 @@ balances, and is conventional in every layer.
 from __future__ import annotations
 
 import itertools
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +98,7 @@ class QuasiUnsupervised(nn.Module):
             features = up(features)
             if skipped:
                 features = torch.cat([skipped.pop(), features], dim=1)
-        return cast(Tensor, features.sigmoid())
+        return features.sigmoid()
 
 
 @torch.no_grad()

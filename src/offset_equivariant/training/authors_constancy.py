@@ -63,13 +63,13 @@ def _load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is not a file of tensors and plain values, and was not read: {error}") from error
-    complete = isinstance(content, dict) and isinstance(content.get("model"), Mapping)
-    if not complete or not isinstance(content.get("args"), argparse.Namespace):
+    entries = content if isinstance(content, dict) else {}
+    if not (isinstance(entries.get("model"), Mapping) and isinstance(entries.get("args"), argparse.Namespace)):
         raise ValueError(f"{path} has not the entries model (weights) and args (command line) of the authors' files")
-    return content
+    return entries
 
 
 def _translated(name: str, levels: int) -> str:
