@@ -25,10 +25,9 @@ from offset_equivariant.training.weights import save_weights
 
 SHORT = (
     "train=quasi_smoke",
-    "train.epochs=1",
+    "dataset=synthetic",
     "dataset.options.n_train=48",
     "dataset.options.n_test=16",
-    "train.batch_size=16",
     "train.log_every=1",
     "train.checkpoint_seconds=0",
     "distortion.saturations=[0,0.9]",
@@ -100,14 +99,14 @@ def test_any_folder_of_photos_can_be_learned_from(settings, photos):
         "validation_images": 2,
         "options": {"folder": str(photos), "size": 32},
     }
-    chosen["train"]["batch_size"] = 4
+    chosen["train"] |= {"batch_size": 4, "steps": 2}
     config = experiment_config(chosen)
     building.check_components(config)
     training, test = building.load_split(config, "train"), building.load_split(config, "evaluation")
     assert isinstance(training, PhotoImages) and training.images.shape == (7, 3, 32, 32)
     assert test.split == "validation" and not set(training.names) & set(test.names)
     record = run_experiment(Run(chosen), NullTracker())
-    assert (record.n, record.dataset, record.total_steps) == (2, "photo_folder_validation", 1)
+    assert (record.n, record.dataset, record.total_steps) == (2, "photo_folder_validation", 2)
     chosen["dataset"]["validation_images"] = 0
     with pytest.raises(ConfigError, match=r"photo_folder has no test images: give dataset.validation_images"):
         experiment_config(chosen)
