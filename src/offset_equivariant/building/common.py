@@ -104,8 +104,8 @@ def balancing_weights(config: ExperimentConfig) -> Path | None:
     path = repository_root() / config.strategy.weights
     if not path.exists():
         raise FileNotFoundError(
-            f"strategy.weights: there are no weights at {path}; train them with experiment=quasi_unsupervised and give "
-            "the run's weights.safetensors, or convert the authors' file with scripts/convert_quasi_unsupervised.py"
+            f"strategy.weights: there are no weights at {path}; train them with experiment=quasi_unsupervised and "
+            "release them with scripts/release_weights.py, or convert the authors' with scripts/convert_quasi_unsupervised.py"
         )
     return path
 
