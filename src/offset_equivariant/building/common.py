@@ -105,7 +105,7 @@ def balancing_weights(config: ExperimentConfig) -> Path | None:
     if not path.exists():
         raise FileNotFoundError(
             f"strategy.weights: there are no weights at {path}; train them with experiment=quasi_unsupervised and "
-            "release them with scripts/release_weights.py, or convert the authors' with scripts/convert_quasi_unsupervised.py"
+            "scripts/release_weights.py, or convert the authors' with scripts/convert_quasi_unsupervised.py"
         )
     return path
 
