@@ -30,7 +30,7 @@ def changed(settings: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 #: Experiments by how their names begin, and how the names of their presets begin.
 PREFIXES = {"table1_": "", "search_": "", "table3_": "nus_", "search_nus_": "nus_"}
-PREFIXES |= {"table4_": "inpainting_", "search_inpainting_": "inpainting_"}
+PREFIXES |= {"table4_": "inpainting_", "search_inpainting_": "inpainting_", "quasi_unsupervised": "quasi_"}
 
 
 def prefix_of(name: str, prefixes: Iterable[str]) -> str:
@@ -93,7 +93,8 @@ def test_rows_of_table_1_differ_in_their_strategy_alone(make_settings):
         return experiment_config(make_settings(f"experiment=table1_{row}"))
 
     original, equivariant, relative = config("original"), config("equivariant"), config("equivariant_relative")
-    for row in ("augmentation", "preprocessing_grey_world", "preprocessing_shades_of_grey"):
+    methods = ("grey_world", "shades_of_grey", "max_rgb", "grey_edge", "quasi_unsupervised")
+    for row in ("augmentation", *(f"preprocessing_{method}" for method in methods)):
         other = config(row)
         assert (other.model, other.train, other.dataset) == (original.model, original.train, original.dataset)
         assert other.strategy != original.strategy and other.strategy.name == row

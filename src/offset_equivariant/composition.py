@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from offset_equivariant import provenance
 from offset_equivariant.building import check_components
-from offset_equivariant.config import TASKS, ConfigError, Task
+from offset_equivariant.config import TASKS, ConfigError, Task, task_of
 from offset_equivariant.runs import Run
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,14 @@ _PRESET_PREFIXES: dict[Task, str] = {
     "recognition": "",
     "illuminant_estimation": "nus_",
     "inpainting": "inpainting_",
+    "colour_constancy": "quasi_",
 }
 #: Settings of the preset ``search`` that the names of its experiments say.
 _SEARCHED: dict[Task, tuple[str, ...]] = {
     "recognition": ("learning_rate", "weight_decay"),
     "illuminant_estimation": ("learning_rate", "weight_decay", "batch_size", "epochs", "smallest_crop"),
     "inpainting": ("learning_rate", "weight_decay", "batch_size", "epochs", "inpainting"),
+    "colour_constancy": (),
 }
 #: Settings of the training and the data set that change no number.
 _INDECISIVE = ("log_every", "checkpoint_seconds", "download")
@@ -81,7 +83,8 @@ def _name_changed_preset(settings: dict[str, Any]) -> None:
         raise ConfigError(
             f"name = {name!r} is no experiment of conf/experiment; give table=null with a name of its own"
         )
-    task = TASKS.get(settings["dataset"]["name"], "recognition")
+    dataset = settings["dataset"]["name"]
+    task = task_of(dataset, settings["model"]["architecture"]) if dataset in TASKS else "recognition"
     group = _PRESET_PREFIXES[task] + preset
     if preset == "smoke" or not (CONFIGURATION / "train" / f"{group}.yaml").exists():
         return

@@ -30,7 +30,14 @@ class DatasetConfig:
     """Where images come from, and the statistics of their training pixels by representation."""
 
     name: Literal[
-        "cifar10", "synthetic", "nus", "nus_synthetic", "paris_street_view", "facades", "inpainting_synthetic"
+        "cifar10",
+        "synthetic",
+        "nus",
+        "nus_synthetic",
+        "paris_street_view",
+        "facades",
+        "inpainting_synthetic",
+        "photo_folder",
     ]
     #: None where images have no class.
     classes: int | None
@@ -75,12 +82,14 @@ class ModelConfig:
         "image_statistics",
         "context_encoder",
         "classical_inpainting",
+        "quasi_unsupervised",
     ]
     #: Keyword arguments of the architecture beside its family.
     options: dict[str, Any]
     family: Literal["conventional", "offset_equivariant"]
     family_options: dict[str, Any]
-    representation: RepresentationConfig
+    #: None where an architecture has a coding of its input of its own.
+    representation: RepresentationConfig | None
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,11 @@ class StrategyConfig:
     """What is done about coloured light beside the architecture."""
 
     name: str
-    #: Name of the colour balancing applied to training and test images, see ``BALANCING_METHODS``.
+    #: Name of the colour balancing applied to training and test images: one of ``BALANCING_METHODS``, which learn
+    #: nothing, or ``LEARNED_BALANCING``.
     balancing: str | None
+    #: Of the latter: its safetensors file; a relative path is one in the repository.
+    weights: str | None
     jitter: JitterConfig | None
     #: Largest saturation of the random illuminants that training images are shown under; None for none.
     illuminant_saturation: float | None
@@ -215,7 +227,9 @@ class PathsConfig:
     results: str
 
 
-Task = Literal["recognition", "illuminant_estimation", "inpainting"]
+#: Colour balancing by a network that was trained before.
+LEARNED_BALANCING = "quasi_unsupervised"
+Task = Literal["recognition", "illuminant_estimation", "inpainting", "colour_constancy"]
 #: What is learned of the images of a data set.
 TASKS: dict[str, Task] = {
     "cifar10": "recognition",
@@ -225,12 +239,14 @@ TASKS: dict[str, Task] = {
     "paris_street_view": "inpainting",
     "facades": "inpainting",
     "inpainting_synthetic": "inpainting",
+    "photo_folder": "colour_constancy",
 }
 #: Architectures of a task.
 _ARCHITECTURES: dict[Task, tuple[str, ...]] = {
     "recognition": tuple(RESNETS),
     "illuminant_estimation": ("cerberus", "image_statistics"),
     "inpainting": ("context_encoder", "classical_inpainting"),
+    "colour_constancy": ("quasi_unsupervised",),
 }
 #: Architectures that learn nothing.
 _UNTRAINED = ("image_statistics", "classical_inpainting")
@@ -239,7 +255,24 @@ _UNUSED: dict[Task, dict[str, Any]] = {
     "recognition": {"smallest_crop": None, "inpainting": None},
     "illuminant_estimation": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None, "inpainting": None},
     "inpainting": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None, "smallest_crop": None},
+    "colour_constancy": {
+        "crop_padding": 0,
+        "label_smoothing": 0.0,
+        "autocast": None,
+        "smallest_crop": None,
+        "inpainting": None,
+    },
 }
+
+
+def task_of(dataset: str, architecture: str) -> Task:
+    """Return what an architecture learns of a data set: of images with classes it can be colour constancy too.
+
+    Raises:
+        KeyError: if there is no such data set.
+    """
+    task = TASKS[dataset]
+    return "colour_constancy" if task == "recognition" and architecture == "quasi_unsupervised" else task
 
 
 @dataclass(frozen=True)
@@ -265,7 +298,7 @@ class ExperimentConfig:
     @property
     def task(self) -> Task:
         """What is learned."""
-        return TASKS[self.dataset.name]
+        return task_of(self.dataset.name, self.model.architecture)
 
     @property
     def experiment(self) -> str:
@@ -313,13 +346,7 @@ def _check(config: ExperimentConfig) -> None:
         raise ConfigError("train.nesterov = True needs a train.momentum above 0")
     if config.weights is not None and config.mode != "evaluate":
         raise ConfigError(f"weights = {config.weights!r} is for mode = evaluate, but mode = {config.mode}")
-    if strategy.balancing is not None and strategy.balancing not in BALANCING_METHODS:
-        raise ConfigError(f"strategy.balancing = {strategy.balancing!r} is not one of {', '.join(BALANCING_METHODS)}")
-    if config.model.representation.statistics not in dataset.statistics:
-        raise ConfigError(
-            f"dataset {dataset.name} has no statistics {config.model.representation.statistics!r}, "
-            f"only {', '.join(dataset.statistics)}"
-        )
+    _check_balancing(strategy)
     _check_representation(config)
     positive = {
         "train.epochs": train.epochs,
@@ -369,7 +396,7 @@ def _check_task(config: ExperimentConfig) -> None:
         raise ConfigError(
             f"train.steps must be 0 for {', '.join(_UNTRAINED)}, which learn nothing, and for nothing else"
         )
-    if (task == "recognition") == (dataset.classes is None):
+    if (TASKS[dataset.name] == "recognition") == (dataset.classes is None):
         raise ConfigError(f"dataset.classes = {dataset.classes} does not fit {task}")
     if task != "illuminant_estimation" and dataset.cross_validation is not None:
         raise ConfigError(f"dataset.cross_validation = {dataset.cross_validation} is not for {dataset.name}; give null")
@@ -378,6 +405,8 @@ def _check_task(config: ExperimentConfig) -> None:
             f"dataset {dataset.name} has no test images: give dataset.cross_validation=folds, or cameras, or "
             "dataset.validation_images"
         )
+    if dataset.name == "photo_folder" and config.mode != "train" and not dataset.validation_images:
+        raise ConfigError("dataset photo_folder has no test images: give dataset.validation_images, or mode=train")
     if task != "recognition" and config.strategy.name != "none":
         raise ConfigError(f"strategy = {config.strategy.name} is not for {task}; give strategy=none")
     if task != "recognition" and config.distortion.requantize:
@@ -403,10 +432,32 @@ def _check_inpainting(settings: InpaintingConfig | None) -> None:
             raise ConfigError(f"train.inpainting.{name} = {value} must be positive")
 
 
+def _check_balancing(strategy: StrategyConfig) -> None:
+    methods = (*BALANCING_METHODS, LEARNED_BALANCING)
+    if strategy.balancing is not None and strategy.balancing not in methods:
+        raise ConfigError(f"strategy.balancing = {strategy.balancing!r} is not one of {', '.join(methods)}")
+    if (strategy.balancing == LEARNED_BALANCING) != (strategy.weights is not None):
+        raise ConfigError(
+            f"strategy.weights = {strategy.weights!r} does not fit strategy.balancing = {strategy.balancing}: "
+            f"{LEARNED_BALANCING} needs a file of weights, and nothing else has one"
+        )
+
+
 def _check_representation(config: ExperimentConfig) -> None:
     """The statistics must be those of the space that the network is shown, one mean and std a colour channel."""
     representation = config.model.representation
+    if (representation is None) != (config.task == "colour_constancy"):
+        raise ConfigError(
+            f"model.representation = {representation} does not fit {config.model.architecture}: give "
+            + ("null, for its input has a coding of its own" if representation else "space, statistics and clipping")
+        )
+    if representation is None:
+        return
     name = representation.statistics
+    if name not in config.dataset.statistics:
+        raise ConfigError(
+            f"dataset {config.dataset.name} has no statistics {name!r}, only {', '.join(config.dataset.statistics)}"
+        )
     if not name.startswith(representation.space):
         fitting = [other for other in config.dataset.statistics if other.startswith(representation.space)]
         raise ConfigError(

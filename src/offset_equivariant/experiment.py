@@ -18,6 +18,7 @@ from tqdm import tqdm
 from offset_equivariant import provenance
 from offset_equivariant.building import (
     Images,
+    balancing_weights,
     build_evaluation,
     build_network,
     choose_device,
@@ -26,6 +27,7 @@ from offset_equivariant.building import (
     memory_format,
     plan_training,
 )
+from offset_equivariant.config import ExperimentConfig
 from offset_equivariant.evaluation.sweep import Evaluation, sweep
 from offset_equivariant.reporting.records import (
     Record,
@@ -99,6 +101,7 @@ def finished_record(run: Run, weights: Weights) -> Record | None:
         and not record.dirty
         and record.checkpoint_sha256 == weights.sha256
         and record.config_sha256 == provenance.config_sha256(recorded_settings(run))
+        and _balancing_sha256(run.config).items() <= record.data_sha256.items()
         and all(wanted <= by_saturation.keys() for by_saturation in record.metrics.values())
     )
     return record if same else None
@@ -216,11 +219,19 @@ def make_record(
         steps=facts["steps"],
         total_steps=facts["total_steps"],
         checkpoint_sha256=weights.sha256,
-        data_sha256=({"train": facts["train_data_sha256"]} if facts["steps"] else {}) | {images.split: images.sha256},
+        data_sha256=({"train": facts["train_data_sha256"]} if facts["steps"] else {})
+        | {images.split: images.sha256}
+        | _balancing_sha256(config),
         environment=provenance.environment(device),
         train_seconds=facts["train_seconds"],
         evaluate_seconds=round(seconds, 1),
     )
+
+
+def _balancing_sha256(config: ExperimentConfig) -> dict[str, str]:
+    """Digest of the network that balances the images' colours: they are others with another network."""
+    weights = balancing_weights(config)
+    return {} if weights is None else {"balancing_weights": provenance.file_sha256(weights)}
 
 
 def recorded_settings(run: Run) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from offset_equivariant.building import illuminant_estimation, inpainting, recognition
-from offset_equivariant.building.common import PlannedTraining, build_schedule, choose_device
+from offset_equivariant.building import illuminant_estimation, inpainting, quasi_unsupervised, recognition
+from offset_equivariant.building.common import PlannedTraining, balancing_weights, build_schedule, choose_device
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
 from offset_equivariant.data import data_directories
 from offset_equivariant.nn.families import FAMILIES
@@ -23,6 +23,7 @@ from offset_equivariant.training.schedules import SCHEDULES
 
 __all__ = [
     "Images",
+    "balancing_weights",
     "build_evaluation",
     "build_network",
     "check_components",
@@ -73,7 +74,12 @@ class TaskBuilder(Protocol):
     def runtime_setting(self, config: ExperimentConfig, device: torch.device) -> Setting: ...
 
 
-_BUILDERS = {"recognition": recognition, "illuminant_estimation": illuminant_estimation, "inpainting": inpainting}
+_BUILDERS = {
+    "recognition": recognition,
+    "illuminant_estimation": illuminant_estimation,
+    "inpainting": inpainting,
+    "colour_constancy": quasi_unsupervised,
+}
 
 
 def _builder(config: ExperimentConfig) -> TaskBuilder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from offset_equivariant.color.representation import Representation
 from offset_equivariant.config import ExperimentConfig, RepresentationConfig
 from offset_equivariant.nn.families import FAMILIES, LayerFamily
 from offset_equivariant.performance.settings import Setting
+from offset_equivariant.provenance import repository_root
 from offset_equivariant.tasks.task import Trainable, Watch
 from offset_equivariant.training.schedules import Schedule, make_schedule
 
@@ -41,8 +43,10 @@ def build_representation(config: ExperimentConfig) -> Representation:
     Raises:
         ValueError: if the channels of one offset group would be divided by different numbers.
     """
-    _require_one_scale_a_group(config)
-    return representation_of(config.model.representation, config.dataset.statistics)
+    settings = config.model.representation
+    assert settings is not None  # but for a network with a coding of its own, which is never asked for one
+    _require_one_scale_a_group(config, settings.statistics)
+    return representation_of(settings, config.dataset.statistics)
 
 
 def representation_of(
@@ -54,17 +58,16 @@ def representation_of(
     return Representation(settings.space, tuple(statistics["mean"]), tuple(statistics["std"]), clipping)
 
 
-def _require_one_scale_a_group(config: ExperimentConfig) -> None:
+def _require_one_scale_a_group(config: ExperimentConfig, statistics: str) -> None:
     """Channels of one offset group must be divided by the same number: otherwise one offset becomes several."""
     groups = config.model.family_options.get("offset_groups")
-    std = config.dataset.statistics[config.model.representation.statistics]["std"]
+    std = config.dataset.statistics[statistics]["std"]
     if groups and len(std) % groups == 0:
         size = len(std) // groups
         if any(len(set(std[first : first + size])) > 1 for first in range(0, len(std), size)):
             raise ValueError(
                 f"with offset_groups = {groups}, the std {std} divides one group's channels by different numbers, and "
-                f"the network is not invariant; give statistics {config.model.representation.statistics!r} with one "
-                "std a group"
+                f"the network is not invariant; give statistics {statistics!r} with one std a group"
             )
 
 
@@ -88,6 +91,23 @@ def build_optimizer(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
+
+
+def balancing_weights(config: ExperimentConfig) -> Path | None:
+    """Return the file of the network that balances the images' colours, if one does.
+
+    Raises:
+        FileNotFoundError: if it is not there; says how to make it.
+    """
+    if config.strategy.weights is None:
+        return None
+    path = repository_root() / config.strategy.weights
+    if not path.exists():
+        raise FileNotFoundError(
+            f"strategy.weights: there are no weights at {path}; train them with experiment=quasi_unsupervised and "
+            "scripts/release_weights.py, or convert the authors' with scripts/convert_quasi_unsupervised.py"
+        )
+    return path
 
 
 def build_schedule(config: ExperimentConfig, total_steps: int) -> Schedule:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from offset_equivariant.building.common import (
     PlannedTraining,
+    balancing_weights,
     build_family,
     build_optimizer,
     build_representation,
     build_schedule,
 )
+from offset_equivariant.building.quasi_unsupervised import load_balancing_network
 from offset_equivariant.color import BALANCING_METHODS, ColorJitter, IlluminantAugmentation, balance
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
 from offset_equivariant.data import (
@@ -43,15 +45,23 @@ def build_network(config: ExperimentConfig) -> nn.Module:
 
 
 def build_pipeline(config: ExperimentConfig) -> InputPipeline:
-    """Build the conversion from linear RGB to the network's input."""
-    representation = build_representation(config)
-    if config.strategy.balancing is None:
+    """Build the conversion from linear RGB to the network's input.
+
+    Raises:
+        FileNotFoundError: if the weights of a network that balances colours are not there.
+        ValueError: if they are of another architecture.
+    """
+    representation, strategy = build_representation(config), config.strategy
+    if strategy.balancing is None:
         return InputPipeline(representation)
-    return InputPipeline(representation, partial(_balanced, method=config.strategy.balancing))
+    weights = balancing_weights(config)
+    if weights is not None:
+        return InputPipeline(representation, partial(_balanced, load_balancing_network(weights)))
+    return InputPipeline(representation, partial(_balanced, BALANCING_METHODS[strategy.balancing]))
 
 
-def _balanced(linear: Tensor, method: str) -> Tensor:
-    return balance(linear, BALANCING_METHODS[method](linear))
+def _balanced(estimator: Callable[[Tensor], Tensor], linear: Tensor) -> Tensor:
+    return balance(linear, estimator(linear))
 
 
 def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
@@ -60,7 +70,7 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
     check_arguments(resnet.__init__, config.model.options, "model.options", _NO_OPTIONS_OF_RESNETS)
     return {
         "model": lambda: build_network(config),
-        "model.representation": lambda: build_pipeline(config),
+        "model.representation": lambda: build_representation(config),
         "strategy": lambda: build_augmentation(config),
         "dataset": lambda: check_dataset(config),
     }

@@ -1,9 +1,10 @@
-"""Colour as pure tensor functions: sRGB gamma, log RGB, illuminants, angular errors, colour constancy and jitter.
+"""Colour as pure tensor functions: sRGB gamma, log RGB, illuminants, angular errors, constancy, equalisation, jitter.
 
 Images are batches of shape (N, 3, H, W); illuminants have shape (N, 3). "Linear" is proportional to light, "sRGB" is
 gamma-encoded, both nominally in [0, 1].
 """
 
+from offset_equivariant.color.achromatic import cosine_loss, usable_pixels, weighted_estimate
 from offset_equivariant.color.angular_error import recovery_angular_error, reproduction_angular_error
 from offset_equivariant.color.constancy import (
     BALANCING_METHODS,
@@ -13,6 +14,12 @@ from offset_equivariant.color.constancy import (
     grey_world,
     max_rgb,
     shades_of_grey,
+)
+from offset_equivariant.color.equalisation import (
+    code_input,
+    equalise_histogram,
+    gradient_directions,
+    sobel_gradients,
 )
 from offset_equivariant.color.illuminants import (
     IlluminantAugmentation,
@@ -55,7 +62,11 @@ __all__ = [
     "apply_illuminant",
     "balance",
     "balance_srgb",
+    "code_input",
+    "cosine_loss",
     "distort_srgb",
+    "equalise_histogram",
+    "gradient_directions",
     "grey_edge",
     "grey_world",
     "hsv_to_rgb",
@@ -69,6 +80,9 @@ __all__ = [
     "recovery_angular_error",
     "reproduction_angular_error",
     "shades_of_grey",
+    "sobel_gradients",
     "srgb_lookup_table",
     "srgb_to_linear",
+    "usable_pixels",
+    "weighted_estimate",
 ]

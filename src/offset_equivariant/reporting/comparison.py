@@ -114,6 +114,8 @@ TABLE1 = TableDescription(
         RowDescription(
             "preprocessing_shades_of_grey", "Preprocessing (shades-of-grey)", "preprocessing", _OTHER_ALGORITHM
         ),
+        RowDescription("preprocessing_max_rgb", "Preprocessing (max-RGB)", "preprocessing", _OTHER_ALGORITHM),
+        RowDescription("preprocessing_grey_edge", "Preprocessing (grey-edge)", "preprocessing", _OTHER_ALGORITHM),
         RowDescription("preprocessing_quasi_unsupervised", "Preprocessing (quasi-unsupervised)", "preprocessing"),
         RowDescription("augmentation", "Augmentation", "augmentation"),
         RowDescription("augmentation_illuminants", "Augmentation by random illuminants (ours)", None),

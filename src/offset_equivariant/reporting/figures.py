@@ -36,6 +36,8 @@ _STYLES = {
     "original": ("#D55E00", "o"),
     "preprocessing_grey_world": ("#999999", "v"),
     "preprocessing_shades_of_grey": ("#CC79A7", "^"),
+    "preprocessing_max_rgb": ("#666666", "<"),
+    "preprocessing_grey_edge": ("#BBBBBB", ">"),
     "preprocessing_quasi_unsupervised": ("#E69F00", "D"),
     "augmentation": ("#009E73", "s"),
     "augmentation_illuminants": ("#000000", "p"),
