@@ -79,7 +79,7 @@ def test_batches_are_the_epochs_images_padded_with_the_mean_colour_cropped_and_f
 
 
 def test_images_stay_bytes_unless_they_are_balanced(images):
-    balanced = InputPipeline(SRGB.representation, lambda linear: balance(linear, grey_world(linear)))
+    balanced = InputPipeline(SRGB.representation, grey_world)
     for pipeline, dtype in ((SRGB, torch.uint8), (LOG_RGB, torch.uint8), (balanced, torch.float32)):
         network = Seeing()
         task = training(network, images, pipeline)
@@ -195,11 +195,8 @@ def test_memory_format_and_autocast(images, channels_last):
 
 
 def test_balancing_comes_after_the_light_and_before_the_representation(images):
-    def balanced(linear):
-        return balance(linear, grey_world(linear))
-
     network = Seeing()
-    pipeline = InputPipeline(SRGB.representation, balanced)
+    pipeline = InputPipeline(SRGB.representation, grey_world)
     task = RecognitionEvaluation(network, images, pipeline)
     light = torch.tensor([1.0, 0.5, 0.25]).expand(4, 3)
     batch = task.open_batch(torch.arange(4))
@@ -213,6 +210,23 @@ def test_balancing_comes_after_the_light_and_before_the_representation(images):
         gain = channel_means.prod(1, keepdim=True) ** (1 / 3) / channel_means
         expected = (linear_to_srgb((lit * gain[..., None, None]).clamp(0, 1)) - mean) / std
         torch.testing.assert_close(seen.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_recovery_error_is_the_angle_between_mean_colour_and_applied_light(images):
+    task = RecognitionEvaluation(Seeing(), images, InputPipeline(SRGB.representation, grey_world))
+    light = torch.tensor([[1.0, 0.5, 0.25], [0.3, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    found = task.measure(task.open_batch(torch.arange(3)), light)["recovery_error_degrees"]
+    means = srgb_to_linear(images.images[:3].double() / 255).mean((2, 3)) * light
+    cosine = (means * light).sum(1) / (means.norm(dim=1) * light.double().norm(dim=1))
+    torch.testing.assert_close(found.double(), torch.rad2deg(torch.acos(cosine)), rtol=1e-4, atol=1e-4)
+    metric, summarise = task.summaries["median_recovery_error_degrees"]
+    assert metric == "recovery_error_degrees" and summarise(found.numpy()) == sorted(found.tolist())[1]
+
+
+def test_without_balancing_no_light_is_recovered(images):
+    task = RecognitionEvaluation(Seeing(), images, SRGB)
+    found = task.measure(task.open_batch(torch.arange(3)), torch.ones(3, 3))
+    assert set(found) == {"error", "posterior_change"} == {outcome for outcome, _ in task.summaries.values()}
 
 
 def test_requantised_light_is_what_an_8_bit_file_would_hold(images):

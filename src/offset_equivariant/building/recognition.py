@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offset_equivariant.building.common import (
     PlannedTraining,
@@ -18,7 +17,7 @@ from offset_equivariant.building.common import (
     build_schedule,
 )
 from offset_equivariant.building.quasi_unsupervised import load_balancing_network
-from offset_equivariant.color import BALANCING_METHODS, ColorJitter, IlluminantAugmentation, balance
+from offset_equivariant.color import BALANCING_METHODS, ColorJitter, IlluminantAugmentation
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
 from offset_equivariant.data import (
     NO_OPTIONS,
@@ -56,12 +55,8 @@ def build_pipeline(config: ExperimentConfig) -> InputPipeline:
         return InputPipeline(representation)
     weights = balancing_weights(config)
     if weights is not None:
-        return InputPipeline(representation, partial(_balanced, load_balancing_network(weights)))
-    return InputPipeline(representation, partial(_balanced, BALANCING_METHODS[strategy.balancing]))
-
-
-def _balanced(estimator: Callable[[Tensor], Tensor], linear: Tensor) -> Tensor:
-    return balance(linear, estimator(linear))
+        return InputPipeline(representation, load_balancing_network(weights))
+    return InputPipeline(representation, BALANCING_METHODS[strategy.balancing])
 
 
 def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:

@@ -5,7 +5,7 @@ gamma-encoded, both nominally in [0, 1].
 """
 
 from offset_equivariant.color.achromatic import cosine_loss, usable_pixels, weighted_estimate
-from offset_equivariant.color.angular_error import recovery_angular_error, reproduction_angular_error
+from offset_equivariant.color.angular_error import as_light, recovery_angular_error, reproduction_angular_error
 from offset_equivariant.color.constancy import (
     BALANCING_METHODS,
     balance,
@@ -60,6 +60,7 @@ __all__ = [
     "adjust_hue",
     "adjust_saturation",
     "apply_illuminant",
+    "as_light",
     "balance",
     "balance_srgb",
     "code_input",

@@ -9,6 +9,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+#: See `as_light`: the reproduction error divides by the true light, and a fully saturated one has a zero.
+_SMALLEST_SHARE = 1e-6
+
+
+def as_light(illuminants: Tensor) -> Tensor:
+    """Makes of any colours illuminants of which an error can be taken.
+
+    Args:
+        illuminants: Estimates or truths, linear RGB of shape (N, 3).
+
+    Returns:
+        The same, components below 1e-6 of the largest taken as that. One without a positive component, which an
+        ordinary network may give, says nothing and counts as grey: ones.
+    """
+    largest = illuminants.amax(dim=1, keepdim=True)
+    return torch.where(largest > 0, illuminants.maximum(_SMALLEST_SHARE * largest), 1.0)
+
 
 def reproduction_angular_error(
     estimate: Tensor,

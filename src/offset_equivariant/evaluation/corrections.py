@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offset_equivariant.color.angular_error import reproduction_angular_error
+from offset_equivariant.color.angular_error import as_light, reproduction_angular_error
 from offset_equivariant.color.illuminants import apply_illuminant, random_illuminants
 from offset_equivariant.data.illuminant_images import IlluminantImages
 from offset_equivariant.reporting.image_panel import ImagePanel
-from offset_equivariant.tasks.illuminant_estimation import Estimator, as_light
+from offset_equivariant.tasks.illuminant_estimation import Estimator
 from offset_equivariant.tasks.recognition import quantized_srgb
 
 #: Saturations of the paper's Figure 6.

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from offset_equivariant.color.angular_error import angle_to_neutral, recovery_angular_error, reproduction_angular_error
+from offset_equivariant.color.angular_error import (
+    angle_to_neutral,
+    as_light,
+    recovery_angular_error,
+    reproduction_angular_error,
+)
 from offset_equivariant.color.constancy import BALANCING_METHODS
 from offset_equivariant.color.illuminants import apply_illuminant
 from offset_equivariant.color.representation import Representation
@@ -22,10 +27,6 @@ from offset_equivariant.data.illuminant_images import IlluminantImages
 from offset_equivariant.nn.constraint import project_
 from offset_equivariant.reporting.statistics import STATISTICS
 from offset_equivariant.training.cross_validation import CrossValidated
-
-#: Share of its largest component that every component of an illuminant has at least, where an error is measured: the
-#: reproduction error divides by the true light, and a fully saturated one has a zero.
-_SMALLEST_SHARE = 1e-6
 
 
 def decode_estimate(representation: Representation, outputs: Tensor) -> Tensor:
@@ -161,9 +162,8 @@ class _OpenBatch:
 class EstimationEvaluation:
     """Angular errors under a given illuminant (Section 4.2.1), for :func:`offset_equivariant.evaluation.sweep.sweep`.
 
-    The image is multiplied by the illuminant, and so is the truth. Components of an estimate or of a truth below 1e-6
-    of its largest are taken as that; an estimate without a positive component, which an ordinary network may give, says
-    nothing and counts as grey.
+    The image is multiplied by the illuminant, and so is the truth. Of estimates and truths the errors are
+    taken as :func:`~offset_equivariant.color.as_light` has them.
 
     ``summaries`` has every statistic of each of ``ERRORS``, the median reproduction error of every camera and fold,
     and the largest ``CHANGE``.
@@ -254,9 +254,3 @@ def statistical_estimator(method: str) -> Estimator:
 
 def _statistics(method: str, linear: Tensor, folds: Tensor) -> Tensor:
     return BALANCING_METHODS[method](linear)
-
-
-def as_light(illuminants: Tensor) -> Tensor:
-    """Return illuminants, ``(N, 3)``, of which an error can be taken: see :class:`EstimationEvaluation`."""
-    largest = illuminants.amax(1, keepdim=True)
-    return torch.where(largest > 0, illuminants.maximum(_SMALLEST_SHARE * largest), 1.0)

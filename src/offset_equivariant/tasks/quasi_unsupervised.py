@@ -17,13 +17,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from offset_equivariant.color.achromatic import NOISE, cosine_loss, weighted_estimate
-from offset_equivariant.color.angular_error import angle_to_neutral, recovery_angular_error, reproduction_angular_error
+from offset_equivariant.color.angular_error import (
+    angle_to_neutral,
+    as_light,
+    recovery_angular_error,
+    reproduction_angular_error,
+)
 from offset_equivariant.color.equalisation import code_input
 from offset_equivariant.color.illuminants import apply_illuminant
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.data.batches import EpochOrder, random_crop_and_flip, step_generator
 from offset_equivariant.reporting.statistics import STATISTICS
-from offset_equivariant.tasks.illuminant_estimation import as_light
 
 
 class SrgbImages(Protocol):
@@ -123,8 +127,8 @@ class ConstancyEvaluation:
     """Angular errors on images that are taken as balanced, for :func:`offset_equivariant.evaluation.sweep.sweep`.
 
     The light is the illuminant that is put on them. At S = 0 an error is the distance of the estimate from grey, of
-    which a part is the images' own: nobody knows how well they are balanced. Estimates without light count as grey,
-    and components as in :class:`~offset_equivariant.tasks.illuminant_estimation.EstimationEvaluation`.
+    which a part is the images' own: nobody knows how well they are balanced. Of estimates and illuminants the
+    errors are taken as :func:`~offset_equivariant.color.as_light` has them.
 
     Args:
         estimator: linear images ``(N, 3, H, W)`` to illuminants ``(N, 3)``, of any norm.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from offset_equivariant.color.angular_error import as_light, recovery_angular_error
+from offset_equivariant.color.constancy import balance
 from offset_equivariant.color.illuminants import IlluminantAugmentation, apply_illuminant
 from offset_equivariant.color.jitter import ColorJitter
 from offset_equivariant.color.representation import Representation, decode_srgb
@@ -18,22 +20,37 @@ from offset_equivariant.color.srgb import linear_to_srgb, srgb_to_linear
 from offset_equivariant.data.batches import EpochOrder, random_crop_and_flip, step_generator
 from offset_equivariant.data.labelled_images import LabelledImages
 from offset_equivariant.nn.constraint import project_
+from offset_equivariant.reporting.statistics import STATISTICS
 
 
 @dataclass(frozen=True)
 class InputPipeline:
-    """From linear RGB to the network's input: colour balancing, where the strategy has one, and representation."""
+    """From linear RGB to the network's input: colour balancing, where the strategy has one, and representation.
+
+    ``estimator`` maps linear RGB ``(N, 3, H, W)`` to the illuminants ``(N, 3)`` that are divided out.
+    """
 
     representation: Representation
-    balancing: Callable[[Tensor], Tensor] | None = None
+    estimator: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def balances(self) -> bool:
+        return self.estimator is not None
 
     def __call__(self, linear: Tensor) -> Tensor:
         """Map linear RGB ``(N, 3, H, W)`` to the network's input."""
-        return self.representation(linear if self.balancing is None else self.balancing(linear))
+        return self.with_estimate(linear)[0]
+
+    def with_estimate(self, linear: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map linear RGB ``(N, 3, H, W)`` to the network's input, and to the illuminants ``(N, 3)`` divided out."""
+        if self.estimator is None:
+            return self.representation(linear), None
+        estimate = self.estimator(linear)
+        return self.representation(balance(linear, estimate)), estimate
 
     def from_srgb_bytes(self, images: Tensor) -> Tensor:
         """Map uint8 sRGB images ``(N, 3, H, W)`` to the network's input."""
-        return self.representation.from_srgb_bytes(images) if self.balancing is None else self(decode_srgb(images))
+        return self(decode_srgb(images)) if self.balances else self.representation.from_srgb_bytes(images)
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,7 @@ class RecognitionTraining:
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._images = images.images
-        if pipeline.balancing is not None and not augmentation.changes_colours:
+        if pipeline.balances and not augmentation.changes_colours:
             self._images = torch.cat([pipeline.from_srgb_bytes(batch) for batch in images.images.split(1000)])
 
     @property
@@ -149,13 +166,25 @@ class RecognitionTraining:
         return images.contiguous(memory_format=self._memory_format), self._labels[indices]
 
 
+#: Metric and outcome of strategies that balance colours: the angle between estimated and applied illuminant.
+RECOVERY = "recovery_error_degrees"
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What is found of images: posterior probabilities ``(N, classes)``, and the illuminants ``(N, 3)`` divided out."""
+
+    posteriors: Tensor
+    illuminants: Tensor | None
+
+
 @dataclass(frozen=True)
 class _OpenBatch:
-    """Test images on their way through the sweep: linear RGB, labels, and the posteriors without an illuminant."""
+    """Test images on their way through the sweep, and what is found without an illuminant."""
 
     linear: Tensor
     labels: Tensor
-    reference: Tensor
+    reference: _Answer
 
 
 class RecognitionEvaluation:
@@ -163,6 +192,9 @@ class RecognitionEvaluation:
 
     Per image: ``error``, whether it is misclassified, and ``posterior_change``, the largest change of any class's
     posterior probability from that of the image without the illuminant, which an invariant network keeps at zero.
+    Where the pipeline balances colours, ``recovery_error_degrees`` too, with its median as a metric: the angle between
+    the illuminant that was divided out and the one that had been put on the image. The images count as balanced, which
+    they are more or less; see :func:`~offset_equivariant.color.as_light`.
 
     Args:
         network: as in training, on the device.
@@ -172,11 +204,6 @@ class RecognitionEvaluation:
         channels_last: memory format of the batches.
     """
 
-    #: metric -> the outcome it summarises, and how.
-    summaries: Mapping[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = {
-        "error_percent": ("error", lambda error: float(error.mean() * 100)),
-        "posterior_change": ("posterior_change", lambda change: float(change.max())),
-    }
     #: Outcomes whose per-image values are kept beside the record.
     kept_outcomes: tuple[str, ...] = ("error",)
 
@@ -189,6 +216,13 @@ class RecognitionEvaluation:
         requantize: bool = False,
         channels_last: bool = False,
     ) -> None:
+        #: metric -> the outcome it summarises, and how.
+        self.summaries: dict[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = {
+            "error_percent": ("error", lambda error: float(error.mean() * 100)),
+            "posterior_change": ("posterior_change", lambda change: float(change.max())),
+        }
+        if pipeline.balances:
+            self.summaries[f"median_{RECOVERY}"] = (RECOVERY, STATISTICS["median"])
         self.network = network
         self.images = len(images)
         self._data = images
@@ -201,17 +235,21 @@ class RecognitionEvaluation:
         """Decode images, and classify them as they are."""
         indices = indices.to(self._data.images.device)
         linear = decode_srgb(self._data.images[indices])
-        return _OpenBatch(linear, self._data.labels[indices], self.posteriors(linear))
+        return _OpenBatch(linear, self._data.labels[indices], self._answer(linear))
 
     @torch.no_grad()
     def measure(self, batch: _OpenBatch, illuminants: Tensor) -> dict[str, Tensor]:
         """Return the outcomes of each image under its illuminant, ``(N, 3)``, linear RGB."""
         neutral = not self._requantize and bool((illuminants == 1).all())
-        posteriors = batch.reference if neutral else self.posteriors(self.distort(batch.linear, illuminants))
-        return {
-            "error": posteriors.argmax(1) != batch.labels,
-            "posterior_change": (posteriors - batch.reference).abs().amax(1),
+        answer = batch.reference if neutral else self._answer(self.distort(batch.linear, illuminants))
+        outcomes = {
+            "error": answer.posteriors.argmax(1) != batch.labels,
+            "posterior_change": (answer.posteriors - batch.reference.posteriors).abs().amax(1),
         }
+        if answer.illuminants is not None:
+            estimate, truth = (as_light(light.cpu().double()) for light in (answer.illuminants, illuminants))
+            outcomes[RECOVERY] = recovery_angular_error(estimate, truth).float()
+        return outcomes
 
     def distort(self, linear: Tensor, illuminants: Tensor) -> Tensor:
         """Return linear RGB images under their illuminants."""
@@ -220,9 +258,13 @@ class RecognitionEvaluation:
 
     def posteriors(self, linear: Tensor) -> Tensor:
         """Return the network's posterior probabilities ``(N, classes)`` for linear RGB images."""
+        return self._answer(linear).posteriors
+
+    def _answer(self, linear: Tensor) -> _Answer:
         self.network.eval()
-        inputs = self._pipeline(linear).contiguous(memory_format=self._memory_format)
-        return torch.softmax(self.network(inputs), dim=1)
+        inputs, estimate = self._pipeline.with_estimate(linear)
+        scores = self.network(inputs.contiguous(memory_format=self._memory_format))
+        return _Answer(torch.softmax(scores, dim=1), estimate)
 
 
 def quantized_srgb(linear: Tensor) -> Tensor:
