@@ -17,7 +17,7 @@ REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--see
 STAMP := $(VENV)/.installed-$(shell { pwd; cat requirements.lock pyproject.toml; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test reproduce-table1 reproduce-table3 reproduce-table4 tables figures benchmark clean-venv
+.PHONY: help install lint format test reproduce-table1 reproduce-table3 reproduce-table4 tables figures benchmark costs clean-venv
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ figures: tables ## The same as tables: one command renders both
 
 benchmark: $(STAMP) ## Time the networks on this device and choose its fastest settings; let nothing else run meanwhile
 	$(PY) scripts/benchmark.py
+
+costs: $(STAMP) ## Time the strategies of Table 1 on this device; let nothing else run meanwhile
+	$(PY) scripts/measure_costs.py
 
 clean-venv: ## Remove .venv
 	rm -rf $(VENV)

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
-from offset_equivariant.composition import plain_settings
+from offset_equivariant.composition import composed_words, plain_settings
 from offset_equivariant.panels import PANELS, draw_panel
 from offset_equivariant.reporting.comparison import find_table
 from offset_equivariant.reporting.figures import render_figures
@@ -161,16 +160,15 @@ def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> D
         f"paths.results='{arguments.results}'",
     ]
     overrides += arguments.settings
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = compose("config", overrides)
-        if arguments.source == "scratch":
-            return composed
-        run = Run(plain_settings(composed))
-        weights, own = released_weights_path(RELEASED, run.config.experiment, seed), run.weights_path
-        # Where no weights were released, those of the row's own training will do.
-        use_own = own.exists() and weights.name not in read_digests(weights.parent)
-        given = [] if use_own or composed.train.steps == 0 else [f"weights='{weights}'"]
-        return compose("config", [*overrides, "mode=evaluate", *given])
+    composed = composed_words(overrides)
+    if arguments.source == "scratch":
+        return composed
+    run = Run(plain_settings(composed))
+    weights, own = released_weights_path(RELEASED, run.config.experiment, seed), run.weights_path
+    # Where no weights were released, those of the row's own training will do.
+    use_own = own.exists() and weights.name not in read_digests(weights.parent)
+    given = [] if use_own or composed.train.steps == 0 else [f"weights='{weights}'"]
+    return composed_words([*overrides, "mode=evaluate", *given])
 
 
 def draw_images(arguments: argparse.Namespace, evaluated: dict[str, int]) -> None:

@@ -89,7 +89,7 @@ def _name_changed_preset(settings: dict[str, Any]) -> None:
     if preset == "smoke" or not (CONFIGURATION / "train" / f"{group}.yaml").exists():
         return
     words = [f"train={group}", *([f"experiment={name}"] if known else [])]
-    meant = OmegaConf.to_container(_compose(words), resolve=False)
+    meant = OmegaConf.to_container(composed_words(words), resolve=False)
     assert isinstance(meant, dict)
     sections = ("table", "row", "dataset", "model", "strategy", "train") if known else ("train",)
     free = (*_INDECISIVE, *_SEARCHED[task]) if preset == "search" else _INDECISIVE
@@ -108,8 +108,8 @@ def _differences(given: Any, meant: Any, free: tuple[str, ...]) -> Any:
     return {name: _differences(a, b, ()) for name, (a, b) in pairs.items() if a != b}
 
 
-def _compose(words: list[str]) -> DictConfig:
-    """Compose the repository's configuration, inside an application of Hydra's or outside."""
+def composed_words(words: list[str]) -> DictConfig:
+    """Compose the repository's configuration from a command line's words, inside an application of Hydra's or not."""
     if GlobalHydra.instance().is_initialized():
         return compose("config", words)
     with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):

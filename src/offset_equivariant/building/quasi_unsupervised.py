@@ -116,10 +116,20 @@ def _read_photos(folder: str, size: int = 256, progress: bool = True) -> PhotoIm
     return read_folder(Path(folder), "photo_folder", "train", size, square=True, progress=progress)
 
 
-def load_balancing_network(path: Path) -> Callable[[Tensor], Tensor]:
+def balancing_estimator(path: Path) -> Callable[[Tensor], Tensor]:
     """Return the network in a file of weights as a function from linear images ``(N, 3, H, W)`` to illuminants.
 
     It works on the device of the images.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its weights are of another architecture.
+    """
+    return partial(_estimate, load_balancing_network(path))
+
+
+def load_balancing_network(path: Path) -> QuasiUnsupervised:
+    """Return the network in a file of weights.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -130,7 +140,7 @@ def load_balancing_network(path: Path) -> Callable[[Tensor], Tensor]:
         raise ValueError(f"strategy.weights: {path} holds no network of the architecture quasi_unsupervised")
     network = QuasiUnsupervised(**model["options"])
     load_weights(network, path)
-    return partial(_estimate, network)
+    return network
 
 
 def _estimate(network: QuasiUnsupervised, linear: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from offset_equivariant.building.common import (
     build_representation,
     build_schedule,
 )
-from offset_equivariant.building.quasi_unsupervised import load_balancing_network
+from offset_equivariant.building.quasi_unsupervised import balancing_estimator
 from offset_equivariant.color import BALANCING_METHODS, ColorJitter, IlluminantAugmentation
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
 from offset_equivariant.data import (
@@ -55,7 +55,7 @@ def build_pipeline(config: ExperimentConfig) -> InputPipeline:
         return InputPipeline(representation)
     weights = balancing_weights(config)
     if weights is not None:
-        return InputPipeline(representation, load_balancing_network(weights))
+        return InputPipeline(representation, balancing_estimator(weights))
     return InputPipeline(representation, BALANCING_METHODS[strategy.balancing])
 
 

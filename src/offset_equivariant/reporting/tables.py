@@ -20,6 +20,7 @@ from offset_equivariant.reporting.comparison import (
     build_table,
     build_table1,
 )
+from offset_equivariant.reporting.costs import COST_COLUMNS, read_costs, tabulate_costs
 from offset_equivariant.reporting.records import find_records, load_outcomes, saturation_key
 from offset_equivariant.storage import replace_file
 
@@ -56,6 +57,8 @@ def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | Non
     for s in table.saturations:
         kinds = ("paper", "ours", "std", "low", "high", "difference", "minus_baseline", "paired_low", "paired_high")
         columns += [f"S{saturation_key(s)}_{kind}" for kind in kinds]
+    if table.costs is not None:
+        columns += COST_COLUMNS
     rows = []
     for row in table.rows:
         first = row.records[0] if row.records else None
@@ -70,6 +73,8 @@ def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | Non
         for cell in row.cells:
             values += [cell.paper.value if cell.paper else None, cell.ours, cell.std]
             values += [*(cell.interval or (None, None)), cell.difference, *(cell.paired or (None, None, None))]
+        if table.costs is not None:
+            values += table.costs.values(row.description.name, table.description.baseline)
         rows.append([round(value, 6) if isinstance(value, float) else value for value in values])
     return columns, rows
 
@@ -85,7 +90,7 @@ def render_csv(table: Table) -> str:
 
 
 def render_markdown(table: Table, heading: str = "#", *, supplements: bool = True) -> str:
-    """Return the table as Markdown under a title of level ``heading``, with or without its further tables."""
+    """Return the table as Markdown under a title of level ``heading``, with all further tables or the README's."""
     description, digits = table.description, table.description.decimals
     notes = list(dict.fromkeys(row.description.footnote for row in table.rows if row.description.footnote))
     header = ["Strategy", "Parameters: paper", "ours"]
@@ -117,8 +122,10 @@ def render_markdown(table: Table, heading: str = "#", *, supplements: bool = Tru
         blocks += ["Invariance, and paired differences on the same images under the same illuminants "
                    f"({'percentage points' if description.unit == '%' else description.unit}, 95 % interval):",
                    _markdown_rows(invariance)]  # fmt: skip
-    if supplements:
-        blocks += [block for supplement in description.supplements for block in _supplement(table, supplement, notes)]
+    for supplement in description.supplements:
+        if supplements or supplement.in_readme:
+            blocks += _supplement(table, supplement, notes)
+    blocks += _costs(table, notes)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -181,25 +188,34 @@ def _tables(results: Path) -> list[Table]:
     tables = []
     for description in TABLES:
         if records := find_records(results, description.number):
-            tables.append(build_table(description, records, outcomes=load_outcomes(results, records)))
+            outcomes, costs = load_outcomes(results, records), read_costs(results, description.number)
+            tables.append(build_table(description, records, outcomes=outcomes, costs=costs))
     return tables
 
 
 def _supplement(table: Table, supplement: Supplement, notes: list[str]) -> list[str]:
     """A further table of the rows that have its metrics; nothing where none has."""
-    key = saturation_key(supplement.saturation)
     lines = []
     for row in table.rows:
         values = [
-            [record.metrics.get(metric, {}).get(key) for record in row.records]
-            for metric in supplement.metrics.values()
+            [record.metrics.get(metric, {}).get(saturation_key(s)) for record in row.records]
+            for metric, s in supplement.columns.values()
         ]
         if row.records and any(None not in of_seeds for of_seeds in values):
             shown = [_mean(of_seeds, table.description.decimals) for of_seeds in values]
             lines.append([_strategy(table, row, notes), *shown])
     if not lines:
         return []
-    return [f"{supplement.title}, S = {key}:", _markdown_rows([["Strategy", *supplement.metrics], *lines])]
+    return [f"{supplement.title}:", _markdown_rows([["Strategy", *supplement.columns], *lines])]
+
+
+def _costs(table: Table, notes: list[str]) -> list[str]:
+    """What the strategies cost; nothing where that was not measured."""
+    if table.costs is None:
+        return []
+    titles = {row.description.name: _strategy(table, row, notes) for row in table.rows}
+    caption, lines = tabulate_costs(table.costs, titles, table.description.baseline)
+    return [caption, _markdown_rows(lines)]
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:

@@ -217,12 +217,12 @@ class RecognitionEvaluation:
         channels_last: bool = False,
     ) -> None:
         #: metric -> the outcome it summarises, and how.
-        self.summaries: dict[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = {
+        self.summaries: Mapping[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = {
             "error_percent": ("error", lambda error: float(error.mean() * 100)),
             "posterior_change": ("posterior_change", lambda change: float(change.max())),
         }
         if pipeline.balances:
-            self.summaries[f"median_{RECOVERY}"] = (RECOVERY, STATISTICS["median"])
+            self.summaries |= {f"median_{RECOVERY}": (RECOVERY, STATISTICS["median"])}
         self.network = network
         self.images = len(images)
         self._data = images

@@ -1,0 +1,88 @@
+"""Time the strategies of Table 1 side by side on this device, and write results/costs/table1.json.
+
+    python scripts/measure_costs.py [--rounds 9]
+
+Trainings and inference run as in `train=fast`, without a compiler, on images of noise. Let nothing else run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from offset_equivariant import provenance
+from offset_equivariant.building import build_network, choose_device
+from offset_equivariant.composition import CONFIGURATION, checked_run, composed_words
+from offset_equivariant.config import ExperimentConfig
+from offset_equivariant.data import describe_dataset
+from offset_equivariant.performance.measuring import interleaved
+from offset_equivariant.performance.settings import device_slug
+from offset_equivariant.performance.strategies import BATCH, Subject, subject_of, training_steps
+from offset_equivariant.performance.subjects import random_images
+from offset_equivariant.reporting.comparison import find_table
+from offset_equivariant.reporting.costs import Cost, Costs, write_costs
+
+#: Images of noise: enough for a few batches.
+IMAGES = 512
+#: The experiment that trains what balances the images of a strategy.
+BALANCING = "quasi_unsupervised"
+
+
+def main() -> None:
+    """Measure everything, and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    device = choose_device("auto")
+    images = random_images(32, IMAGES, device)
+    subjects = {
+        row.name: subject_of(config_of(f"table1_{row.name}"), images)
+        for row in find_table(1).rows
+        if (CONFIGURATION / "experiment" / f"table1_{row.name}.yaml").exists()
+    }
+    timed: dict[str, Callable[[], object]] = {f"{name} step": s.training_step for name, s in subjects.items()}
+    timed |= {f"{name} inference": s.inference for name, s in subjects.items()}
+    timed |= {f"{name} balance": s.balance for name, s in subjects.items() if s.balance is not None}
+    network = config_of(BALANCING)
+    timed[BALANCING] = training_steps(network, build_network(network).to(device), images)
+    times = interleaved(timed, device, rounds)
+    learned = steps_of(network) * times[BALANCING]["median"] / 1000
+    rows = {name: cost_of(name, subject, times, learned) for name, subject in subjects.items()}
+    commit, dirty = provenance.commit()
+    details = {"environment": provenance.environment(device), "rounds": rounds, "ms": times}
+    costs = Costs(device_slug(device), torch.get_num_threads(), commit, dirty, rows, details)
+    print(f"wrote {write_costs(provenance.repository_root() / 'results', 1, costs)}; now make tables")
+
+
+def config_of(experiment: str) -> ExperimentConfig:
+    """Return the configuration of an experiment, without a compiler."""
+    return checked_run(composed_words([f"experiment={experiment}", "runtime.compile=false", "mode=train"])).config
+
+
+def steps_of(config: ExperimentConfig) -> int:
+    """Return the steps of an experiment's training."""
+    images = describe_dataset(config.dataset.name, **config.dataset.options).images["train"]
+    return config.train.total_steps(images // config.train.batch_size)
+
+
+def cost_of(name: str, subject: Subject, times: dict[str, dict[str, Any]], learned_seconds: float) -> Cost:
+    """Put together what was timed of a strategy."""
+    beforehand = 0.0
+    if subject.balance is not None:
+        beforehand = times[f"{name} balance"]["median"] / 1000 * subject.training_images / BATCH
+    if subject.learned_balancing:
+        beforehand += learned_seconds
+    return Cost(
+        parameters=subject.parameters,
+        inference_ms=times[f"{name} inference"]["median"] / BATCH,
+        step_ms=times[f"{name} step"]["median"],
+        steps=subject.steps,
+        beforehand_seconds=beforehand,
+    )
+
+
+if __name__ == "__main__":
+    main()
