@@ -27,15 +27,17 @@ from offset_equivariant.reporting.statistics import (
 class RowDescription:
     """A row: its name in the records, its name for readers, and the paper's row that it is compared with.
 
-    ``footnote`` says what the comparison with the paper's row leaves out, or what is special; ``curve`` whether the
-    table's figure shows it. A row that is a ``variant_of`` another is drawn like it, but dashed; ``baseline`` is the
-    row that its paired differences are taken to, None for the table's.
+    ``footnote`` says what the comparison with the paper's row leaves out, or what is special; ``same_method`` is false
+    where the paper's row is of another algorithm; ``curve`` says whether the table's figure shows the row. A row that
+    is a ``variant_of`` another is drawn like it, but dashed; ``baseline`` is the row that its paired differences are
+    taken to, None for the table's.
     """
 
     name: str
     title: str
     paper_row: str | None
     footnote: str = ""
+    same_method: bool = True
     curve: bool = True
     variant_of: str | None = None
     baseline: str | None = None
@@ -123,7 +125,16 @@ def _recovery(metric: str, saturations: Sequence[float]) -> Supplement:
     )
 
 
-_OTHER_ALGORITHM = "The paper's preprocessing is another algorithm, quasi-unsupervised colour constancy."
+def _statistical_preprocessing(method: str, title: str) -> RowDescription:
+    return RowDescription(
+        f"preprocessing_{method}",
+        f"Preprocessing ({title})",
+        "preprocessing",
+        "The paper's preprocessing is another algorithm, quasi-unsupervised colour constancy.",
+        same_method=False,
+    )
+
+
 _OWN_NETWORK = (
     "By our own small network, trained on the training images of CIFAR-10; the paper's was trained on ILSVRC-12."
 )
@@ -136,12 +147,10 @@ TABLE1 = TableDescription(
     decimals=2,
     rows=(
         RowDescription("original", "Original", "original"),
-        RowDescription("preprocessing_grey_world", "Preprocessing (grey-world)", "preprocessing", _OTHER_ALGORITHM),
-        RowDescription(
-            "preprocessing_shades_of_grey", "Preprocessing (shades-of-grey)", "preprocessing", _OTHER_ALGORITHM
-        ),
-        RowDescription("preprocessing_max_rgb", "Preprocessing (max-RGB)", "preprocessing", _OTHER_ALGORITHM),
-        RowDescription("preprocessing_grey_edge", "Preprocessing (grey-edge)", "preprocessing", _OTHER_ALGORITHM),
+        _statistical_preprocessing("grey_world", "grey-world"),
+        _statistical_preprocessing("shades_of_grey", "shades-of-grey"),
+        _statistical_preprocessing("max_rgb", "max-RGB"),
+        _statistical_preprocessing("grey_edge", "grey-edge"),
         RowDescription(
             "preprocessing_quasi_unsupervised", "Preprocessing (quasi-unsupervised)", "preprocessing", _OWN_NETWORK
         ),

@@ -90,7 +90,7 @@ def table_curves(description: TableDescription, records: Iterable[Record]) -> li
                 marks.append(f"on {group[0].dataset}")
             marks += dict.fromkeys(flag for record in group for flag in record.flags)
             paper = {}
-            if row.paper_row and not row.footnote and index == 0:  # the paper's own algorithm, and once
+            if row.paper_row and row.same_method and index == 0:  # the paper's own algorithm, and once
                 values = {
                     s: paper_value(description.number, row.paper_row, description.metric, s) for s in (0.0, 0.5, 0.9)
                 }
