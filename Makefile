@@ -9,14 +9,15 @@ FROM ?= released
 PRESET ?= fast
 SEED ?=
 RESULTS ?= runs/reproduction
-REPRODUCE = --from $(FROM) --preset $(PRESET) $(if $(SEED),--seed $(SEED)) --results $(RESULTS)
+DATASET ?=
+REPRODUCE = --from $(FROM) --preset $(PRESET) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results $(RESULTS)
 
 # The stamp's name holds a checksum of what is installed and where, so that a changed lock, another branch or a moved
 # checkout installs again, while a mere change of the files' times does not.
 STAMP := $(VENV)/.installed-$(shell { pwd; cat requirements.lock pyproject.toml; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test reproduce-table1 reproduce-table3 tables figures benchmark clean-venv
+.PHONY: help install lint format test reproduce-table1 reproduce-table3 reproduce-table4 tables figures benchmark clean-venv
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,9 @@ reproduce-table1: $(STAMP) ## Table 1, Figures 2 and 3 [FROM=released|scratch] [
 
 reproduce-table3: $(STAMP) ## Table 3, Figures 5 and 6, from the NUS images in OEN_DATA_DIR [FROM, PRESET, SEED, RESULTS likewise]
 	$(PY) scripts/reproduce.py table3 $(REPRODUCE)
+
+reproduce-table4: $(STAMP) ## Table 4, Figures 7 and 8, from the photos in OEN_DATA_DIR [DATASET=facades|paris_street_view, and likewise]
+	$(PY) scripts/reproduce.py table4 $(REPRODUCE)
 
 tables: $(STAMP) ## Render the tables and figures from the committed records
 	$(PY) scripts/render.py

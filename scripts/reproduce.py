@@ -12,26 +12,19 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import run_configuration
-from offset_equivariant.building import build_evaluation, build_network, load_split
-from offset_equivariant.building.common import build_representation
 from offset_equivariant.composition import plain_settings
 from offset_equivariant.config import ConfigError
-from offset_equivariant.data.illuminant_images import IlluminantImages
-from offset_equivariant.data.labelled_images import LabelledImages
 from offset_equivariant.data.locations import DataError
-from offset_equivariant.evaluation.corrections import correction_panel
-from offset_equivariant.evaluation.panel import first_of_each_class, prediction_panel
+from offset_equivariant.panels import PANELS, draw_panel
 from offset_equivariant.reporting.comparison import find_table
-from offset_equivariant.reporting.corrections import write_corrections
 from offset_equivariant.reporting.figures import render_figures
-from offset_equivariant.reporting.predictions import write_panel
 from offset_equivariant.reporting.records import (
     Record,
     RecordError,
@@ -44,21 +37,17 @@ from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tables import build_table, render_markdown, write_tables
 from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
-from offset_equivariant.tasks.illuminant_estimation import Estimator, network_estimator
-from offset_equivariant.tasks.recognition import RecognitionEvaluation
 from offset_equivariant.training.loop import NonFiniteLossError, TrainingInterruptedError
+from offset_equivariant.training.weights import read_digests
 
 ROOT = provenance.repository_root()
 RELEASED = ROOT / "results"
-#: Experiments of Figures 3 and 6, by the name to show.
-PANELS = {
-    "table1": {"original": "table1_original", "equivariant": "table1_equivariant"},
-    "table3": {"original": "table3_original", "equivariant, filled": "table3_equivariant_filled"},
-}
 #: Seeds of the networks that are released.
-SEEDS = {"table1": (0,), "table3": (0, 1, 2)}
+SEEDS = {"table1": (0,), "table3": (0, 1, 2), "table4": (0,)}
 #: What a table's presets are called in conf/train, before the preset's own name.
-PRESETS = {"table1": "", "table3": "nus_"}
+PRESETS = {"table1": "", "table3": "nus_", "table4": "inpainting_"}
+#: Data sets that a table can be had on: the usual one first, the paper's last.
+DATASETS = {"table1": ("cifar10",), "table3": ("nus",), "table4": ("facades", "paris_street_view")}
 
 
 def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
@@ -67,12 +56,12 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
     arguments = parse_arguments(words)
     arguments.settings = list(settings)
     records: list[Record] = []
-    missing: list[str] = []
+    absent: list[AbsentRow] = []
     for name, seed in runs_of(arguments):
         composed = compose_experiment(name, arguments, seed)
         if composed.weights is not None and not Path(composed.weights).exists():
             if seed == SEEDS[arguments.table][0] or arguments.seed is not None:
-                missing.append(f"{name}: no weights are released at {composed.weights}; train them with FROM=scratch")
+                absent.append(absent_row(name, seed, composed, arguments))
             continue
         try:
             record = run_configuration(composed)
@@ -85,12 +74,35 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
         assert record is not None
         records.append(record)
     if records:
-        draw_panel(arguments, {record.experiment: record.seed for record in reversed(records)})
+        draw_images(arguments, {record.experiment: record.seed for record in reversed(records)})
         render(Path(arguments.results), arguments)
         compare_with_committed(records)
-    for line in missing:
-        print(f"missing row {line}", file=sys.stderr)
-    return 1 if missing else 0
+    for row in absent:
+        print(row.message, file=sys.stderr)
+    return 1 if any(row.released for row in absent) else 0
+
+
+class AbsentRow(NamedTuple):
+    """A row that was not evaluated; ``released`` says whether its weights should have been there."""
+
+    message: str
+    released: bool
+
+
+def absent_row(name: str, seed: int, composed: DictConfig, arguments: argparse.Namespace) -> AbsentRow:
+    """Say how the weights of a row can be had, and how those that were measured are recognised."""
+    run = Run(plain_settings(composed))
+    command = f"python -m offset_equivariant experiment={name} train={PRESETS[arguments.table]}{arguments.preset}"
+    advice = f"train them with FROM=scratch, or this row alone with\n  {command} seed={seed}"
+    record = record_path(RELEASED, run.config.experiment, seed)
+    if not record.exists() or Path(composed.weights).name in read_digests(RELEASED / "checkpoints"):
+        return AbsentRow(f"missing row {name}: no weights are released at {composed.weights}; {advice}", True)
+    digest = read_record(record).checkpoint_sha256
+    return AbsentRow(
+        f"row {name} was not evaluated: its weights are too large to be released; {advice}\n"
+        f"  The committed record is of weights with SHA-256 {digest}.",
+        False,
+    )
 
 
 def experiments_of(table: str) -> list[str]:
@@ -103,7 +115,13 @@ def runs_of(arguments: argparse.Namespace) -> list[tuple[str, int]]:
     seeds: Sequence[int] = [arguments.seed or 0]
     if arguments.seed is None and arguments.source == "released":
         seeds = SEEDS[arguments.table]
-    runs = [(name, seed) for name in experiments_of(arguments.table) for seed in seeds]
+    names = experiments_of(arguments.table)
+    if arguments.dataset != DATASETS[arguments.table][-1]:  # named in its experiments, but for a table's own
+        names = [name for name in names if name.startswith(f"{arguments.table}_{arguments.dataset}_")]
+    else:
+        others = tuple(f"{arguments.table}_{name}_" for name in DATASETS[arguments.table][:-1])
+        names = [name for name in names if not name.startswith(others)]
+    runs = [(name, seed) for name in names for seed in seeds]
     return [(name, seed) for name, seed in runs if seed == seeds[0] or not learns_nothing(name, arguments)]
 
 
@@ -120,7 +138,11 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="default: every seed that is released, or 0 to train")
     parser.add_argument("--results", default="runs/reproduction", help="where records, tables and figures are written")
     parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
+    parser.add_argument("--dataset", help="of table4: facades, the default, or paris_street_view")
     arguments = parser.parse_args(words)
+    arguments.dataset = arguments.dataset or DATASETS[arguments.table][0]
+    if arguments.dataset not in DATASETS[arguments.table]:
+        parser.error(f"{arguments.table} is measured on {' or '.join(DATASETS[arguments.table])}")
     preset = ROOT / "conf" / "train" / f"{PRESETS[arguments.table]}{arguments.preset}.yaml"
     if not preset.exists():
         parser.error(f"{arguments.table} has no preset {arguments.preset}: there is no {preset.relative_to(ROOT)}")
@@ -128,7 +150,7 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> DictConfig:
-    """Compose the configuration of one row at one seed."""
+    """Compose the configuration of one row at one seed, for the released weights or, without, those of its own run."""
     overrides = [
         f"experiment={name}",
         f"train={PRESETS[arguments.table]}{arguments.preset}",
@@ -143,17 +165,18 @@ def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> D
             return composed
         suffix = "" if arguments.preset == "fast" else f"_{arguments.preset}"
         weights = released_weights_path(RELEASED, name + suffix, seed)
-        given = [] if composed.train.steps == 0 else [f"weights='{weights}'"]
+        own = Run(plain_settings(composed)).weights_path
+        learned = composed.train.steps != 0 and (weights.exists() or not own.exists())
+        given = [f"weights='{weights}'"] if learned else []
         return compose("config", [*overrides, "mode=evaluate", *given])
 
 
-def draw_panel(arguments: argparse.Namespace, evaluated: dict[str, int]) -> None:
-    """Show images to the networks that were evaluated, by experiment and seed, where all of the figure's are there."""
+def draw_images(arguments: argparse.Namespace, evaluated: dict[str, int]) -> None:
+    """Draw the table's figure of images, where all of its networks were evaluated, by experiment and seed."""
     panel = PANELS[arguments.table]
-    if any(found_experiment(name, arguments) not in evaluated for name in panel.values()):
-        return
-    draw = draw_predictions if arguments.table == "table1" else draw_corrections
-    draw(arguments, {shown: open_run(name, arguments, evaluated) for shown, name in panel.items()})
+    if all(found_experiment(name, arguments) in evaluated for name in panel.values()):
+        runs = {shown: open_run(name, arguments, evaluated) for shown, name in panel.items()}
+        draw_panel(arguments.table, runs, Path(arguments.results) / "figures")
 
 
 def found_experiment(name: str, arguments: argparse.Namespace) -> str:
@@ -165,35 +188,6 @@ def open_run(name: str, arguments: argparse.Namespace, evaluated: dict[str, int]
     """Return the run of an experiment at the seed that was evaluated."""
     seed = evaluated[found_experiment(name, arguments)]
     return Run(plain_settings(compose_experiment(name, arguments, seed)))
-
-
-def draw_predictions(arguments: argparse.Namespace, runs: dict[str, Run]) -> None:
-    """Classify Figure 3's images."""
-    networks: dict[str, RecognitionEvaluation] = {}
-    digests: dict[str, str] = {}
-    for shown, run in runs.items():
-        network = build_network(run.config)
-        digests[shown] = run.find_weights(network).sha256
-        images = cast(LabelledImages, load_split(run.config, "evaluation"))
-        networks[shown] = cast(RecognitionEvaluation, build_evaluation(run.config, network, images))
-    seed = next(iter(runs.values())).config.distortion.seed
-    indices = first_of_each_class(images.labels, 3)
-    panel = prediction_panel(networks, images, indices, seed=seed, checkpoint_sha256=digests)
-    write_panel(panel, Path(arguments.results) / "figures" / "figure3.npz")
-
-
-def draw_corrections(arguments: argparse.Namespace, runs: dict[str, Run]) -> None:
-    """Correct Figure 6's image, the first of the test images."""
-    estimators: dict[str, Estimator] = {}
-    digests: dict[str, str] = {}
-    for shown, run in runs.items():
-        network = build_network(run.config)
-        digests[shown] = run.find_weights(network).sha256
-        images = cast(IlluminantImages, load_split(run.config, "evaluation"))
-        estimators[shown] = network_estimator(network, build_representation(run.config))
-    seed = next(iter(runs.values())).config.distortion.seed
-    panel = correction_panel(estimators, images, 0, seed=seed, checkpoint_sha256=digests)
-    write_corrections(panel, Path(arguments.results) / "figures" / "figure6.npz")
 
 
 def render(results: Path, arguments: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from offset_equivariant.provenance import repository_root
-from offset_equivariant.reporting.records import find_records
+from offset_equivariant.reporting.image_panel import read_image_panel
+from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes, record_path
 from offset_equivariant.training.weights import read_digests
 
 ROOT = repository_root()
@@ -163,3 +164,65 @@ def test_table_3_from_scratch(tmp_path, capsys):
         assert (tmp_path / "results" / "figures" / name).stat().st_size > 5_000
     trained = {path.parents[1].name for path in (tmp_path / "runs").rglob("weights.safetensors")}
     assert trained == {"table3_equivariant_filled_smoke", "table3_original_smoke"}
+
+
+TABLE4_ROWS = [
+    "table4_facades_mean_colour",
+    "table4_facades_original",
+    "table4_facades_small_equivariant_relative",
+    "table4_facades_small_original",
+]
+
+
+def table4(module: ModuleType, folder: Path, *words: str) -> int:
+    settings = ["distortion.saturations=[0.0,0.5,0.9]", "dataset.options={n_train: 32, n_test: 6, shorter_side: 130}"]
+    settings += ["runtime.threads=1", "runtime.progress=false", f"paths.runs={folder}/runs"]
+    given = ["table4", "--preset", "smoke", "--logger", "none", "--results", str(folder / "results")]
+    return module.main([*given, *words], settings)
+
+
+def test_table_4_where_the_weights_of_a_large_network_are_not_released(tmp_path, monkeypatch, capsys):
+    module = load_script("reproduce")
+    module.experiments_of = lambda table: [*TABLE4_ROWS[:1], *TABLE4_ROWS[2:], "table4_mean_colour"]
+    assert table4(module, tmp_path, "--from", "scratch") == 0
+    records = {record.row: record for record in find_records(tmp_path / "results", table=4)}
+    assert set(records) == {"mean_colour", "small_original", "small_equivariant_relative"}
+    assert all(record.experiment.startswith("table4_facades_") for record in records.values())
+    for name in ("figure7.png", "figure8.png", "figure8.npz"):
+        assert (tmp_path / "results" / "figures" / name).stat().st_size > 5_000
+    panel = read_image_panel(tmp_path / "results" / "figures" / "figure8.npz")
+    assert panel.name == "inpainting_synthetic, test_0000"
+    for title, row in {"original, small": "small_original", "equivariant, small": "small_equivariant_relative"}.items():
+        assert panel.checkpoint_sha256[title] == records[row].checkpoint_sha256
+        outcomes = read_outcomes(outcomes_path(tmp_path / "results", records[row].experiment, 0))
+        assert panel.values[title][0] == pytest.approx(outcomes["psnr_db"]["0.0"][0], abs=0.01)
+
+    # From released weights: of the small networks those of their runs, of the large one none, but a record.
+    released = tmp_path / "released"
+    kept = record_path(released, "table4_facades_original_smoke", 0)
+    kept.parent.mkdir(parents=True)
+    shutil.copy(record_path(tmp_path / "results", "table4_facades_small_original_smoke", 0), kept)
+    monkeypatch.setattr(module, "RELEASED", released)
+    module.experiments_of = lambda table: TABLE4_ROWS
+    capsys.readouterr()
+    assert table4(module, tmp_path) == 0
+    said = capsys.readouterr().err
+    assert "row table4_facades_original was not evaluated: its weights are too large to be released" in said
+    assert f"SHA-256 {records['small_original'].checkpoint_sha256}" in said
+    assert "python -m offset_equivariant experiment=table4_facades_original train=inpainting_smoke seed=0" in said
+
+    kept.unlink()
+    assert table4(module, tmp_path) == 1
+    assert "missing row table4_facades_original: no weights are released" in capsys.readouterr().err
+
+
+def test_table_4_knows_its_data_sets(capsys):
+    module = load_script("reproduce")
+    arguments = module.parse_arguments(["table4", "--dataset", "paris_street_view", "--from", "scratch"])
+    names = {name for name, _ in module.runs_of(arguments)}
+    assert {"table4_original", "table4_equivariant", "table4_telea"} <= names
+    assert not any("facades" in name for name in names)
+    assert {name for name, _ in module.runs_of(module.parse_arguments(["table4"]))} >= set(TABLE4_ROWS)
+    with pytest.raises(SystemExit):
+        module.parse_arguments(["table4", "--dataset", "nus"])
+    assert "table4 is measured on facades or paris_street_view" in capsys.readouterr().err

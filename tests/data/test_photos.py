@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from offset_equivariant.data.photos import Photo, PhotoError, read_photo, write_photo
 
@@ -72,6 +72,40 @@ def test_pixels_stay_as_they_are_stored_and_orientation_is_kept(tmp_path, pixels
     write_photo(Photo(pixels, exif=exif_bytes(orientation)), path := tmp_path / f"photo{suffix}")
     found = read_photo(path)
     assert np.array_equal(found.pixels, pixels) and told(found.exif)[1] == orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_seen_upright_whatever_its_orientation(pixels, orientation):
+    photo = Photo((pixels >> 8).astype(np.uint8), exif=exif_bytes(orientation))
+    image = Image.fromarray(photo.pixels)
+    image.getexif()[ORIENTATION] = orientation
+    assert np.array_equal(photo.upright, np.asarray(ImageOps.exif_transpose(image)))
+    assert np.shares_memory(photo.upright, photo.pixels)
+    assert Photo(pixels).upright.shape == pixels.shape
+
+
+@pytest.mark.parametrize(
+    "layout", [{}, {"tile": (16, 16)}, {"compression": "zlib", "predictor": True}, {"rowsperstrip": 5}], ids=str
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_layout_of_an_eight_bit_tiff_is_not_copied(tmp_path, pixels, layout, orientation):
+    """Such as its width, where the pixels that Pillow gives are turned."""
+    shown, path = (pixels >> 8).astype(np.uint8), tmp_path / "a.tif"
+    tags = [(MAKE, "s", 0, "Maker", True), (ORIENTATION, "H", 1, orientation, True)]
+    tifffile.imwrite(path, shown, photometric="rgb", extratags=tags, **layout)
+    found = read_photo(path)
+    assert np.array_equal(found.upright, shown if orientation == 1 else np.rot90(shown, -1))
+    for suffix in (".tif", ".png"):
+        write_photo(found, other := tmp_path / f"b{suffix}")
+        again = read_photo(other)
+        assert np.array_equal(again.upright, found.upright)
+        with Image.open(other) as image:
+            assert image.getexif()[MAKE] == "Maker" and (suffix == ".tif" or 256 not in image.getexif())
+
+
+def test_data_of_a_deep_png_that_cannot_be_written_are_said(tmp_path, pixels):
+    with pytest.raises(PhotoError, match="colour profile intact"):
+        write_photo(Photo(pixels, profile=b"a profile"), tmp_path / "a.png")
 
 
 def test_tiffs_of_other_layouts(tmp_path, pixels):

@@ -10,7 +10,7 @@ from offset_equivariant.provenance import repository_root
 
 NOTEBOOKS = sorted((repository_root() / "notebooks").glob("*.ipynb"))
 #: Pictures that each notebook shows.
-PICTURES = {"01_tables_and_curves": 2, "03_white_balance": 2}
+PICTURES = {"01_tables_and_curves": 2, "03_white_balance": 2, "04_inpainting": 3}
 
 
 def test_every_notebook_is_listed():

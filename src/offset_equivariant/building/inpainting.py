@@ -144,9 +144,14 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: PhotoIma
 
 def build_evaluation(config: ExperimentConfig, network: nn.Module, images: PhotoImages) -> InpaintingEvaluation:
     """Build the evaluation of a network on images, both on the device."""
+    return InpaintingEvaluation(build_filler(config, network), images)
+
+
+def build_filler(config: ExperimentConfig, network: nn.Module) -> Filler:
+    """Return the method that a network is, see ``Filler``; or the classical one of the configuration."""
     if config.model.architecture == "classical_inpainting":
-        return InpaintingEvaluation(classical_filler(**config.model.options), images)
-    return InpaintingEvaluation(network_filler(network, HoleFilling(build_representation(config))), images)
+        return classical_filler(**config.model.options)
+    return network_filler(network, HoleFilling(build_representation(config)))
 
 
 def load_filler(weights: Path) -> Filler:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from offset_equivariant.data.exif import (
+    decode_exif,
+    encode_exif,
+    exif_of_tiff,
+    remove_layout_,
+    tiff_with_exif,
+    turn_upright,
+    with_prefix,
+    without_prefix,
+)
 from offset_equivariant.storage import replace_file
 
 #: Formats by the ends of file names; JPEG and WebP hold 8 bits.
 SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")
 _PNG, _TIFF, _BIG_TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*"), (b"II+\0", b"MM\0+")
-#: Of a TIFF's first directory, where those of the exposure and of the place are; and the tag of the colour profile.
-_POINTERS, _PROFILE = (34665, 34853), 34675
-_PREFIX = b"Exif\0\0"
-#: Of a TIFF's first directory, what is copied: texts about the photo, resolution, copyright.
-_COPIED_TAGS = (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 700, 33432)
 
 
 class PhotoError(ValueError):
@@ -50,6 +55,20 @@ class Photo:
     def bits(self) -> int:
         """Bits a channel, 8 or 16."""
         return 8 * self.pixels.dtype.itemsize
+
+    @property
+    def upright(self) -> npt.NDArray[Any]:
+        """The pixels as the photo is seen, by its EXIF orientation, (H, W, 3) or (W, H, 3): a view of ``pixels``.
+
+        Raises:
+            PhotoError: if the EXIF data are damaged.
+        """
+        try:
+            return turn_upright(self.pixels, self.exif)
+        except Exception as error:  # damaged data fail in many ways
+            raise PhotoError(
+                f"EXIF data, which say how the photo is turned, are damaged; remove them: {error}"
+            ) from error
 
 
 def read_photo(path: Path) -> Photo:
@@ -86,14 +105,15 @@ def _read_with_pillow(content: bytes) -> Photo:
     with Image.open(io.BytesIO(content)) as image:
         image.load()
         mode, info, exif = image.mode, image.info, image.getexif()
+        if image.format == "TIFF":
+            remove_layout_(exif)
         if mode == "P":
             mode = "RGBA" if "transparency" in info else "RGB"
         if mode not in ("RGB", "RGBA"):
             raise PhotoError(f"has the colour mode {mode}, not RGB; convert it first")
         pixels = np.asarray(image if mode == image.mode else image.convert(mode))
     alpha = pixels[..., 3] if mode == "RGBA" else None
-    encoded = exif.tobytes().removeprefix(_PREFIX) if len(exif) else b""
-    return Photo(pixels[..., :3], alpha, encoded, info.get("icc_profile") or b"")
+    return Photo(pixels[..., :3], alpha, encode_exif(exif), info.get("icc_profile") or b"")
 
 
 def _is_deep_tiff(content: bytes) -> bool:
@@ -111,7 +131,7 @@ def _read_deep_png(content: bytes) -> Photo:
     pixels, alpha = np.ascontiguousarray(decoded[..., 2::-1]), decoded[..., 3] if decoded.shape[2] == 4 else None
     with Image.open(io.BytesIO(content)) as image:
         image.load()  # EXIF data may stand behind the pixels
-        exif = image.info.get("exif", b"").removeprefix(_PREFIX)
+        exif = without_prefix(image.info.get("exif", b""))
         return Photo(pixels, alpha, exif, image.info.get("icc_profile") or b"")
 
 
@@ -127,26 +147,7 @@ def _read_deep_tiff(content: bytes) -> Photo:
     if channels.ndim != 3 or channels.shape[2] not in (3, 4):
         raise PhotoError(f"has the shape {stored.shape}, not three or four channels")
     alpha = channels[..., 3] if channels.shape[2] == 4 else None
-    first = _directory(content, None)
-    exif = Image.Exif()
-    for tag in _COPIED_TAGS:
-        if tag in first:
-            exif[tag] = first[tag]
-    for pointer in _POINTERS:
-        if pointer in first:
-            exif.get_ifd(pointer).update(dict(_directory(content, first[pointer])))
-    encoded = exif.tobytes().removeprefix(_PREFIX)
-    return Photo(np.ascontiguousarray(channels[..., :3]), alpha, encoded, bytes(first.get(_PROFILE, b"")))
-
-
-def _directory(content: bytes, offset: int | None) -> TiffImagePlugin.ImageFileDirectory_v2:
-    """A directory of tags at an offset, by default the first."""
-    directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
-    file = io.BytesIO(content)
-    file.seek(directory.next if offset is None else offset)
-    directory.load(file)
-    list(directory.items())  # Pillow writes only the tags that were looked at
-    return directory
+    return Photo(np.ascontiguousarray(channels[..., :3]), alpha, *exif_of_tiff(content))
 
 
 def write_photo(photo: Photo, path: Path) -> None:
@@ -179,7 +180,10 @@ def write_photo(photo: Photo, path: Path) -> None:
 def _encoded_by_pillow(photo: Photo, channels: npt.NDArray[Any], form: str) -> bytes:
     options: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(form, {})
     if photo.exif:
-        options["exif"] = _PREFIX + photo.exif
+        options["exif"] = with_prefix(photo.exif)
+        if form == "TIFF":
+            options["exif"] = decode_exif(photo.exif)
+            remove_layout_(options["exif"])
     if photo.profile:
         options["icc_profile"] = photo.profile
     buffer = io.BytesIO()
@@ -192,7 +196,8 @@ def _deep_png(photo: Photo, channels: npt.NDArray[Any]) -> bytes:
     kinds = {cv2.IMAGE_METADATA_EXIF: photo.exif, cv2.IMAGE_METADATA_ICCP: photo.profile}
     present = {kind: np.frombuffer(data, np.uint8) for kind, data in kinds.items() if data}
     written, buffer = cv2.imencodeWithMetadata(".png", channels[..., order], list(present), list(present.values()))
-    assert written
+    if not written:
+        raise ValueError("OpenCV cannot encode it; are its EXIF data and its colour profile intact?")
     return bytes(buffer)
 
 
@@ -208,53 +213,4 @@ def _deep_tiff(photo: Photo, channels: npt.NDArray[Any]) -> bytes:
         metadata=None,
         software=False,
     )
-    return _with_tags(buffer.getvalue(), photo.exif) if photo.exif else buffer.getvalue()
-
-
-def _with_tags(content: bytes, exif: bytes) -> bytes:
-    """Put EXIF data behind a TIFF, and a new first directory that knows of them."""
-    given = Image.Exif()
-    given.load(_PREFIX + exif)
-    own = TiffImagePlugin.ImageFileDirectory_v2(prefix=content[:2])
-    for tag in _COPIED_TAGS:
-        if tag in given:
-            own[tag] = given[tag]
-    for pointer in _POINTERS:
-        if entries := given.get_ifd(pointer):
-            directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=content[:2])
-            for tag, value in entries.items():
-                directory[tag] = value
-            content = _padded(content)
-            own[pointer] = len(content)
-            content += directory.tobytes(len(content))
-    content = _padded(content)
-    first = _entries(content, _integer(content, content[4:8]))
-    first |= _entries(content + own.tobytes(len(content)), len(content))
-    content = _padded(content + own.tobytes(len(content)))
-    entries_of_all = b"".join(first[tag] for tag in sorted(first))
-    directory_of_all = _bytes(content, len(first), 2) + entries_of_all + bytes(4)
-    return content[:4] + _bytes(content, len(content), 4) + content[8:] + directory_of_all
-
-
-def _padded(content: bytes) -> bytes:
-    """Directories begin at even addresses."""
-    return content + b"\0" * (len(content) % 2)
-
-
-def _order(content: bytes) -> Literal["little", "big"]:
-    return "little" if content.startswith(b"II") else "big"
-
-
-def _integer(content: bytes, encoded: bytes) -> int:
-    return int.from_bytes(encoded, _order(content))
-
-
-def _bytes(content: bytes, number: int, length: int) -> bytes:
-    return number.to_bytes(length, _order(content))
-
-
-def _entries(content: bytes, offset: int) -> dict[int, bytes]:
-    """The entries of a TIFF's directory, 12 bytes each, by tag; addresses in them are of the whole file."""
-    count = _integer(content, content[offset : offset + 2])
-    found = [content[start : start + 12] for start in range(offset + 2, offset + 2 + 12 * count, 12)]
-    return {_integer(content, entry[:2]): entry for entry in found}
+    return tiff_with_exif(buffer.getvalue(), photo.exif) if photo.exif else buffer.getvalue()

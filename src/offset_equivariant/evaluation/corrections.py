@@ -13,7 +13,7 @@ from offset_equivariant.color.angular_error import reproduction_angular_error
 from offset_equivariant.color.illuminants import apply_illuminant, random_illuminants
 from offset_equivariant.color.srgb import linear_to_srgb
 from offset_equivariant.data.illuminant_images import IlluminantImages
-from offset_equivariant.reporting.corrections import CorrectionPanel
+from offset_equivariant.reporting.image_panel import ImagePanel
 from offset_equivariant.tasks.illuminant_estimation import Estimator, as_light
 
 #: Saturations of the paper's Figure 6.
@@ -30,7 +30,7 @@ def correction_panel(
     seed: int,
     saturations: Sequence[float] = SATURATIONS,
     checkpoint_sha256: Mapping[str, str],
-) -> CorrectionPanel:
+) -> ImagePanel:
     """Estimate and divide out the light of one image under illuminants of growing saturation.
 
     The hue is the one that the sweep gives this image. Every picture is scaled to the same brightness.
@@ -57,11 +57,12 @@ def correction_panel(
             rows[title].append(lit / estimate[..., None, None].float())
             errors[title].append(reproduction_angular_error(estimate, truth).item())
         rows["true light"].append(lit / truth[..., None, None].float())
-    return CorrectionPanel(
+    return ImagePanel(
         name=f"{images.name}, {images.names[number]}",
         saturations=tuple(saturations),
         images={title: np.concatenate([_shown(image) for image in shown]) for title, shown in rows.items()},
-        errors={title: np.array(values, dtype=np.float32) for title, values in errors.items()},
+        values={title: np.array(values, dtype=np.float32) for title, values in errors.items()},
+        unit="°",
         checkpoint_sha256=dict(checkpoint_sha256),
     )
 

@@ -27,7 +27,8 @@ class RowDescription:
     """A row: its name in the records, its name for readers, and the paper's row that it is compared with.
 
     ``footnote`` says what the comparison with the paper's row leaves out, or what is special; ``curve`` whether the
-    table's figure shows it.
+    table's figure shows it. A row that is a ``variant_of`` another is drawn like it, but dashed; ``baseline`` is the
+    row that its paired differences are taken to, None for the table's.
     """
 
     name: str
@@ -35,6 +36,8 @@ class RowDescription:
     paper_row: str | None
     footnote: str = ""
     curve: bool = True
+    variant_of: str | None = None
+    baseline: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class TableDescription:
         figure_top: Where that figure's axis ends, in ``unit``, unless a value at S = 0.9 or below needs more.
         axis: Label of that axis.
         figure_bottom: Where it begins.
-        baseline: Row that the paired differences are taken to.
+        baseline: Row that the paired differences are taken to, but for rows that have one of their own.
+        baseline_title: Its name for readers; empty for its own title.
         supplements: Further tables.
     """
 
@@ -92,6 +96,7 @@ class TableDescription:
     axis: str
     figure_bottom: float = 0.0
     baseline: str = "original"
+    baseline_title: str = ""
     supplements: tuple[Supplement, ...] = ()
 
 
@@ -186,6 +191,12 @@ _MEASURES = {
     "SSIM": "ssim",
     "RMS change of the fill, 8-bit levels": "fill_change_levels",
 }
+
+
+def _small(row: str, title: str) -> RowDescription:
+    return RowDescription(f"small_{row}", title, None, _SMALL, variant_of=row, baseline="small_original")
+
+
 TABLE4 = TableDescription(
     number=4,
     title="Context Encoder, PSNR of the filled centre (dB)",
@@ -197,9 +208,9 @@ TABLE4 = TableDescription(
         RowDescription("original", "Original", "original"),
         RowDescription("equivariant", "Equivariant", "equivariant"),
         RowDescription("equivariant_relative", "Equivariant, relative clipping (ours)", None),
-        RowDescription("small_original", "Original, small", None, _SMALL),
-        RowDescription("small_equivariant", "Equivariant, small", None, _SMALL),
-        RowDescription("small_equivariant_relative", "Equivariant, relative clipping, small", None, _SMALL),
+        RowDescription("small_original", "Original, small", None, _SMALL, variant_of="original"),
+        _small("equivariant", "Equivariant, small"),
+        _small("equivariant_relative", "Equivariant, relative clipping, small"),
         RowDescription("mean_colour", "Mean colour", None),
         RowDescription("telea", "Telea (2004)", None),
         RowDescription("navier_stokes", "Navier-Stokes (Bertalmio et al. 2001)", None),
@@ -212,6 +223,7 @@ TABLE4 = TableDescription(
     figure_top=24.0,
     figure_bottom=8.0,
     axis="PSNR of the centre (dB)",
+    baseline_title="Original (of its size)",
     supplements=tuple(Supplement("Other measures of the same fills", _MEASURES, s) for s in (0.0, 0.5, 0.9)),
 )
 TABLES: tuple[TableDescription, ...] = (TABLE1, TABLE3, TABLE4)
@@ -328,10 +340,11 @@ def build_table(
         outcomes: Per-image outcomes by experiment and seed, for the paired differences.
     """
     groups = group_records(description, records)
-    baselines = [group for row, group in groups if row.name == description.baseline and group]
     rows = []
     for row, group in groups:
-        baseline = next((b for b in baselines if row.name != description.baseline and _comparable(b, group)), ())
+        named = row.baseline or description.baseline
+        baselines = [other for r, other in groups if r.name == named != row.name and _comparable(other, group)]
+        baseline = next(iter(baselines), ())
         cells = tuple(_cell(description, row, group, baseline, s, outcomes or {}) for s in saturations)
         changes = [
             change

@@ -24,7 +24,7 @@ from offset_equivariant.reporting.comparison import (
     TableDescription,
     group_records,
 )
-from offset_equivariant.reporting.corrections import figure6, read_corrections
+from offset_equivariant.reporting.image_panel import image_figure, read_image_panel
 from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel
 from offset_equivariant.reporting.records import Record, find_records
@@ -46,9 +46,6 @@ _STYLES = {
     "shades_of_grey": ("#CC79A7", "^"),
     "max_rgb": ("#E69F00", "D"),
     "grey_edge": ("#009E73", "s"),
-    "small_original": ("#E69F00", "o"),
-    "small_equivariant": ("#009E73", "P"),
-    "small_equivariant_relative": ("#CC79A7", "X"),
     "mean_colour": ("#999999", "v"),
     "telea": ("#666666", "^"),
     "navier_stokes": ("#BBBBBB", "D"),
@@ -61,10 +58,12 @@ _HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markersize": 10, "markere
 class Curve:
     """One curve: a table's metric over saturation, of all seeds of one row, preset and data set.
 
-    ``paper`` holds the paper's values of the row by saturation; ``line`` numbers the curves of one row.
+    ``style`` is the row whose colour and marker it has; ``line`` numbers the curves of one style. ``paper`` holds the
+    paper's values of the row by saturation.
     """
 
     row: str
+    style: str
     title: str
     records: tuple[Record, ...]
     saturations: tuple[float, ...]
@@ -97,13 +96,14 @@ def table_curves(description: TableDescription, records: Iterable[Record]) -> li
             curves.append(
                 Curve(
                     row=row.name,
+                    style=row.variant_of or row.name,
                     title=", ".join([row.title, *marks]),
                     records=group,
                     saturations=tuple(float(key) for key in keys),
                     means=tuple(mean for mean, _ in spread),
                     stds=tuple(std for _, std in spread),
                     paper=paper,
-                    line=index,
+                    line=index + (row.variant_of is not None),
                 )
             )
     return curves
@@ -153,7 +153,7 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
     top = max([description.figure_top, *(1.05 * mean for mean in shown)])
     handles, beyond = [], []
     for curve in curves:
-        colour, marker = _STYLES[curve.row]
+        colour, marker = _STYLES[curve.style]
         if curve.records:
             handles.append(_draw_curve(axes, curve, colour, marker))
             outside = [(s, m) for s, m in zip(curve.saturations, curve.means, strict=True) if m > top]
@@ -163,7 +163,9 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
             handles.append(Line2D([], [], color=colour, marker=marker, label=label, **_HOLLOW))
         if curve.paper:
             axes.plot(list(curve.paper), list(curve.paper.values()), color=colour, marker=marker, zorder=4, **_HOLLOW)
-    handles.append(Line2D([], [], color="black", marker="o", label="Paper (hollow markers)", **_HOLLOW))
+    elsewhere = any(record.dataset != description.dataset for curve in curves for record in curve.records)
+    paper = "Paper (hollow markers)" + (f", on {description.dataset}" if elsewhere else "")
+    handles.append(Line2D([], [], color="black", marker="o", label=paper, **_HOLLOW))
     axes.set(
         xlim=(-0.02, 1.02),
         ylim=(description.figure_bottom, top),
@@ -201,8 +203,8 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 def render_figures(results: Path) -> list[Path]:
     """Draw every figure whose data ``results`` holds into ``results``/figures, and return the paths.
 
-    Figures 2 and 5 come from the records of Tables 1 and 3, with their source data as CSV beside them; Figures 3 and 6
-    from ``figure3.npz`` and ``figure6.npz``.
+    Figures 2, 5 and 7 come from the records of Tables 1, 3 and 4, with their source data as CSV beside them; Figures 3,
+    6 and 8 from ``figure3.npz`` and so on.
     """
     folder, paths = results / "figures", []
     for description in TABLES:
@@ -213,8 +215,9 @@ def render_figures(results: Path) -> list[Path]:
             paths.append(stem.with_suffix(".csv"))
     if (panel := folder / "figure3.npz").exists():
         paths += save_figure(figure3(read_panel(panel)), folder / "figure3")
-    if (panel := folder / "figure6.npz").exists():
-        paths += save_figure(figure6(read_corrections(panel)), folder / "figure6")
+    for name in ("figure6", "figure8"):
+        if (panel := folder / f"{name}.npz").exists():
+            paths += save_figure(image_figure(read_image_panel(panel)), folder / name)
     return paths
 
 

@@ -93,7 +93,8 @@ def render_markdown(table: Table, heading: str = "#", *, supplements: bool = Tru
         header += [f"S = {saturation_key(s)}: paper", "ours", "difference"]
     lines = [[*header, "Weights: preset, seed, commit"]]
     invariance = [["Strategy", description.invariance_title]]
-    baseline = next(row.title for row in description.rows if row.name == description.baseline)
+    titles = {row.name: row.title for row in description.rows}
+    baseline = description.baseline_title or titles[description.baseline]
     invariance[0] += [f"Minus {baseline}, S = {saturation_key(s)}" for s in table.saturations]
     for row in table.rows:
         title = _strategy(table, row, notes)

@@ -129,15 +129,16 @@ class InpaintingEvaluation:
         recoloured = linear_to_srgb(apply_illuminant(batch.reference, illuminants))
         undone = apply_illuminant(fill, 1 / illuminants.clamp(min=_SMALLEST_LIGHT)).clamp(0, 1)
         return {
-            "psnr_db": _psnr(encoded, linear_to_srgb(truth)),
-            "psnr_linear_db": _psnr(fill, truth),
-            "psnr_undone_db": _psnr(linear_to_srgb(undone), linear_to_srgb(centre_of(batch.linear))),
+            "psnr_db": psnr(encoded, linear_to_srgb(truth)),
+            "psnr_linear_db": psnr(fill, truth),
+            "psnr_undone_db": psnr(linear_to_srgb(undone), linear_to_srgb(centre_of(batch.linear))),
             "ssim": _ssim(encoded, linear_to_srgb(truth)),
             CHANGE: 255 * (encoded - recoloured).square().mean((1, 2, 3)).sqrt(),
         }
 
 
-def _psnr(images: Tensor, truth: Tensor) -> Tensor:
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each image, in dB; both ``(N, C, H, W)``, with a peak of 1."""
     values = peak_signal_noise_ratio(images, truth, data_range=1.0, reduction="none", dim=(1, 2, 3))
     assert isinstance(values, Tensor)
     return values

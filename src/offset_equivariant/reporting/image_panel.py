@@ -1,4 +1,4 @@
-"""Figure 6: one image under growing saturation, corrected by the estimates of several networks."""
+"""Figures 6 and 8: one image under growing saturation, and what several methods make of it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from offset_equivariant.storage import replace_file
 
 
 @dataclass(frozen=True)
-class CorrectionPanel:
-    """An image under several illuminants, and what is left of their colour after each correction.
+class ImagePanel:
+    """An image under several illuminants, and the images that methods make of it.
 
     Attributes:
         name: Names of the data set and of the image.
         saturations: Saturation of each column.
         images: Row title -> sRGB images to show, shape (saturations, height, width, 3), uint8. The first row is the
-            input, and the last the correction by the true illuminant.
-        errors: Row title -> reproduction angular error of each image in degrees, shape (saturations,), for the rows
-            that have one.
+            input, and the last what would be perfect.
+        values: Row title -> a measure of each image, shape (saturations,), for the rows that have one.
+        unit: Of the measure, as it is to stand behind a number.
         checkpoint_sha256: Row title -> digest of the network's weights.
 
     Raises:
@@ -35,7 +35,8 @@ class CorrectionPanel:
     name: str
     saturations: tuple[float, ...]
     images: dict[str, NDArray[np.uint8]]
-    errors: dict[str, NDArray[np.float32]]
+    values: dict[str, NDArray[np.float32]]
+    unit: str
     checkpoint_sha256: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -44,41 +45,44 @@ class CorrectionPanel:
         for row, images in self.images.items():
             if images.ndim != 4 or len(images) != columns or images.shape[3] != 3 or images.dtype != np.uint8:
                 raise ValueError(f"images of {row!r} must be uint8 of shape ({columns}, height, width, 3)")
-        for row, errors in self.errors.items():
-            if row not in self.images or errors.shape != (columns,):
-                raise ValueError(f"errors of {row!r} must have shape ({columns},), and images beside them")
+        for row, values in self.values.items():
+            if row not in self.images or values.shape != (columns,):
+                raise ValueError(f"values of {row!r} must have shape ({columns},), and images beside them")
 
 
-def write_corrections(panel: CorrectionPanel, path: Path) -> None:
+def write_image_panel(panel: ImagePanel, path: Path) -> None:
     """Write ``panel`` to an ``.npz`` file in one step; equal panels give equal bytes."""
-    described: dict[str, Any] = {name: getattr(panel, name) for name in ("name", "saturations", "checkpoint_sha256")}
-    described |= {"rows": list(panel.images), "measured": list(panel.errors)}
+    described: dict[str, Any] = {
+        name: getattr(panel, name) for name in ("name", "saturations", "unit", "checkpoint_sha256")
+    }
+    described |= {"rows": list(panel.images), "measured": list(panel.values)}
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         allow_pickle=False,
         images=np.stack(list(panel.images.values())),
-        errors=np.stack(list(panel.errors.values())).astype(np.float32),
+        values=np.stack(list(panel.values.values())).astype(np.float32),
         description=np.array(json.dumps(described)),
     )
     replace_file(path, buffer.getvalue())
 
 
-def read_corrections(path: Path) -> CorrectionPanel:
-    """Read what :func:`write_corrections` wrote."""
+def read_image_panel(path: Path) -> ImagePanel:
+    """Read what :func:`write_image_panel` wrote."""
     with np.load(path, allow_pickle=False) as members:
         described = json.loads(str(members["description"]))
-        return CorrectionPanel(
+        return ImagePanel(
             name=described["name"],
             saturations=tuple(described["saturations"]),
             images=dict(zip(described["rows"], members["images"], strict=True)),
-            errors=dict(zip(described["measured"], members["errors"], strict=True)),
+            values=dict(zip(described["measured"], members["values"], strict=True)),
+            unit=described["unit"],
             checkpoint_sha256=described["checkpoint_sha256"],
         )
 
 
-def figure6(panel: CorrectionPanel) -> Figure:
-    """Draw a row for the input and for each correction, a column for each saturation, errors below the images."""
+def image_figure(panel: ImagePanel) -> Figure:
+    """Draw a row for the input and for each method, a column for each saturation, values below the images."""
     rows, columns = len(panel.images), len(panel.saturations)
     figure = Figure(figsize=(1.9 * columns + 0.5, 2.1 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -92,6 +96,6 @@ def figure6(panel: CorrectionPanel) -> Figure:
                 axes.set_title(f"S = {panel.saturations[column]:.1f}", fontsize=12)
             if column == 0:
                 axes.set_ylabel(title, fontsize=11)
-            if title in panel.errors:
-                axes.set_xlabel(f"{panel.errors[title][column]:.1f}°", fontsize=10)
+            if title in panel.values:
+                axes.set_xlabel(f"{panel.values[title][column]:.1f}{panel.unit}", fontsize=10)
     return figure
