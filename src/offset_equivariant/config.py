@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from offset_equivariant.color.constancy import BALANCING_METHODS
 from offset_equivariant.models.context_encoder import CENTRE_SIZE
+from offset_equivariant.models.resnet import RESNETS
 
 T = TypeVar("T")
 
@@ -65,6 +66,11 @@ class ModelConfig:
         "resnet44",
         "resnet56",
         "resnet110",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
         "cerberus",
         "image_statistics",
         "context_encoder",
@@ -225,7 +231,7 @@ TASKS: dict[str, Task] = {
 }
 #: Architectures of a task.
 _ARCHITECTURES: dict[Task, tuple[str, ...]] = {
-    "recognition": ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
+    "recognition": tuple(RESNETS),
     "illuminant_estimation": ("cerberus", "image_statistics"),
     "inpainting": ("context_encoder", "classical_inpainting"),
 }

@@ -1,5 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 
 from offset_equivariant.groups import add_offset
@@ -86,6 +90,48 @@ def test_the_original_equals_an_independent_implementation(training):
     x = random_images(3, 3, 12, 10)
     expected = reference_resnet({k: v.clone() for k, v in network.state_dict().items()}, x, 20, training)
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-10 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("family", [Conventional(), OffsetEquivariant()], ids=["conventional", "equivariant"])
+def test_a_seeds_initial_weights_are_those_of_its_layers_in_order(family):
+    """Nothing else may draw random numbers: a seed's training would be another one."""
+    torch.manual_seed(0)
+    network, drawn = CifarResNet(14, 7, family), torch.rand(3)
+    first, second, third = map(family.width, (16, 32, 64))
+    shapes = [(3, first, 1), *[(first, first, 1)] * 4]
+    shapes += [(first, second, 2), *[(second, second, 1)] * 3, (second, third, 2), *[(third, third, 1)] * 3]
+    torch.manual_seed(0)
+    layers = nn.ModuleList(family.conv2d(inputs, outputs, 3, stride, 1) for inputs, outputs, stride in shapes)
+    layers.append(family.linear(third, family.score_features(7)))
+    family.initialise_(layers)
+    assert torch.equal(torch.rand(3), drawn)
+    found = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer, expected in zip(found, layers, strict=True):
+        assert torch.equal(layer.weight, expected.weight)
+        assert torch.equal(layer.bias, expected.bias)
+
+
+RELEASED = Path(__file__).resolve().parents[2] / "results" / "checkpoints"
+
+
+def test_released_weights_of_the_original_give_the_scores_of_the_independent_implementation():
+    state = load_file(RELEASED / "table1_original-seed0.safetensors")
+    network = CifarResNet(20)
+    assert set(network.state_dict()) == set(state)
+    network.load_state_dict(state)
+    images = random_images(4, 3, 32, 32)
+    expected = reference_resnet({name: value.double() for name, value in state.items()}, images, 20, training=False)
+    found = network.double().eval()(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["table1_equivariant", "table1_equivariant_relative"])
+def test_released_equivariant_weights_have_the_networks_names(name):
+    network, state = CifarResNet(20, family=OffsetEquivariant()), load_file(RELEASED / f"{name}-seed0.safetensors")
+    assert {key: value.shape for key, value in network.state_dict().items()} == {k: v.shape for k, v in state.items()}
+    network.load_state_dict(state)
+    report = check_equivariance(network, (2, 3, 32, 32), output="mean", magnitudes=(1.0,))
+    assert report.equivariant, f"\n{report}"
 
 
 @pytest.mark.parametrize("trained", [False, True])

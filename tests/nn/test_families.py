@@ -11,7 +11,7 @@ from offset_equivariant.nn import FAMILIES, Conventional, LayerFamily, OffsetEqu
 
 def test_both_families_supply_every_layer_with_the_same_arguments():
     methods = {name: method for name, method in vars(LayerFamily).items() if not name.startswith("_")}
-    assert len(methods) == 16
+    assert len(methods) == 18
     for family in FAMILIES.values():
         for name, method in methods.items():
             assert inspect.signature(getattr(family, name)) == inspect.signature(method), name
@@ -39,7 +39,8 @@ def test_the_layers_of_the_conventional_family():
     ]
     transposed = family.conv_transpose2d(4, 8, 4, 2, 1, False)
     assert repr(transposed) == repr(nn.ConvTranspose2d(4, 8, 4, 2, 1, bias=False))
-    assert repr(family.batch_norm2d(4)) == repr(nn.BatchNorm2d(4))
+    assert repr(family.batch_norm2d(4)) == repr(family.batch_norm(4)) == repr(nn.BatchNorm2d(4))
+    assert repr(family.max_pool2d(3, 2, 1)) == repr(nn.MaxPool2d(3, 2, 1))
     assert isinstance(family.shortcut(4, 4, 1), nn.Identity)
     assert family.shortcut(4, 6, 2)(torch.ones(1, 4, 4, 4)).sum() == 16
 
@@ -58,6 +59,8 @@ def test_the_layers_of_the_equivariant_family_are_equivariant(offset_groups, con
         (family.dropout(0.3), image),
         (family.shortcut(6, 9, 2), image),
         (family.shortcut(6, 6, 1), image),
+        (family.batch_norm(6), image),
+        (family.max_pool2d(3, 2, 1), image),
     ]
     for layer, shape in layers:
         assert_equivariant(layer, shape, offset_groups=offset_groups)
@@ -65,6 +68,8 @@ def test_the_layers_of_the_equivariant_family_are_equivariant(offset_groups, con
     assert (layers[0][0].constraint, layers[1][0].constraint) == (constraint, constraint)
     assert (layers[0][0].bias, layers[1][0].bias) == (None, None)
     assert (layers[4][0].module.negative_slope, layers[5][0].module.p) == (0.2, 0.3)
+    pooling = layers[-1][0]
+    assert (pooling.kernel_size, pooling.stride, pooling.padding) == (3, 2, 1)
 
 
 def test_the_padding_of_the_shortcut_is_the_familys():

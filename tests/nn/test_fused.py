@@ -4,7 +4,7 @@ from torch import nn
 from torch.func import functional_call
 
 import offset_equivariant as oe
-from offset_equivariant.nn.fused import BatchNormReLU, ConventionalBatchNormReLU
+from offset_equivariant.nn.fused import BatchNormOfShortcut, BatchNormReLU, ConventionalBatchNormReLU
 from offset_equivariant.nn.shifted import ShiftedFeatures
 
 
@@ -52,6 +52,49 @@ def test_equals_the_plain_composition(offset_groups, training, with_shortcut, dt
     for actual, expected in zip(results[0][0], results[1][0], strict=True):
         assert_relatively_close(actual, expected, tolerance)
     assert results[0][1] == results[1][1] == (2 if training else 0)
+
+
+@pytest.mark.parametrize("channels", [6, 36])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalisation_of_a_shortcut_equals_the_plain_one(
+    training, dtype, tolerance, memory_format, channels, randomised
+):
+    fused = randomised(BatchNormOfShortcut(channels, 1e-4, 0.3)).to(dtype).train(training)
+    plain = oe.nn.BatchNorm2d(channels, 1e-4, 0.3).to(dtype).train(training)
+    plain.module.load_state_dict(fused.state_dict())
+    offset = 1e3 * random_input(4, 3, seed=2, dtype=dtype)
+    weights = random_input(4, channels, 5, 3, seed=9, dtype=dtype)
+    results = []
+    for module in (fused, plain):
+        values = random_input(4, channels, 5, 3, dtype=dtype).to(memory_format=memory_format).requires_grad_()
+        shift = random_input(4, channels, seed=1, dtype=dtype).requires_grad_()
+        features = ShiftedFeatures(values, shift, offset)
+        for _ in range(2):  # the second call, in training, meets running statistics that have moved
+            y = module(features) if module is fused else module(features._replace(offset=0 * offset).joined())
+        if module is fused:
+            assert y.offset is offset and y.padded is None
+            y = y._replace(offset=0 * offset).joined()
+        (y * weights).sum().backward()
+        norm = module if module is fused else module.module
+        gradients = [values.grad, shift.grad, norm.weight.grad, norm.bias.grad]
+        results.append([y, *gradients, norm.running_mean, norm.running_var])
+        assert norm.num_batches_tracked == (2 if training else 0)
+    for actual, expected in zip(*results, strict=True):
+        assert_relatively_close(actual, expected, tolerance)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalisation_of_a_shortcut_that_is_a_tensor(training, randomised):
+    fused = randomised(BatchNormOfShortcut(6)).double().train(training)
+    plain = oe.nn.BatchNorm2d(6).double().train(training)
+    plain.module.load_state_dict(fused.state_dict())
+    x = random_input(4, 6, 5, 3)
+    assert_relatively_close(fused(x), plain(x), 1e-12)
+    assert_relatively_close(fused.running_var, plain.module.running_var, 1e-12)
+    with pytest.raises(ValueError, match="expected 4D input"):
+        fused(random_input(4, 6))
 
 
 @pytest.mark.parametrize("with_shortcut", [False, True])

@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from offset_equivariant.groups import add_offset
-from offset_equivariant.models.resnet import CifarResNet
+from offset_equivariant.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
 from offset_equivariant.nn import (
     BatchNormReLU,
     Conv2d,
@@ -31,11 +33,14 @@ def random_images(*shape):
 def trained(family, depth=8):
     """A network with statistics and weights unlike the initial ones, one scale zero and one negative."""
     torch.manual_seed(0)
-    network = CifarResNet(depth, 5, family)
+    return trained_(CifarResNet(depth, 5, family))
+
+
+def trained_(network, side=12):
     optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     for _ in range(4):
         optimiser.zero_grad()
-        F.cross_entropy(network(random_images(8, 3, 12, 12)), torch.arange(8) % 5).backward()
+        F.cross_entropy(network(random_images(8, 3, side, side)), torch.arange(8) % 5).backward()
         optimiser.step()
         project_(network)
     with torch.no_grad():
@@ -60,6 +65,62 @@ def test_computes_the_same(family, memory_format, dtype, tolerance):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_projected_shortcuts_are_folded_too(family, memory_format, block):
+    torch.manual_seed(0)
+    network = trained_(ResNet(block, (1, 1, 1, 1), 5, family, width=15 / 64), side=32)
+    with torch.no_grad():
+        network.layer2[0].downsample[1].weight[:2] = torch.tensor([0.0, -0.7])
+    network = network.double()
+    project_(network)
+    images = random_images(4, 3, 40, 36).double().to(memory_format=memory_format)
+    fused = fuse_for_inference(network)
+    with torch.no_grad():
+        expected, scores = network(images), fused(images)
+    assert (scores - expected).abs().max() <= 1e-12 * expected.abs().max()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    if not isinstance(family, Conventional):
+        groups = family.offset_groups
+        offsets = 10 * random_images(4, groups).double()
+        moved = fused(add_offset(images, offsets)) - offsets.mean(1, keepdim=True)
+        assert (moved - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_deep_networks_lose_no_digits(memory_format):
+    """Values and shift must not grow from block to block and cancel."""
+    torch.manual_seed(0)
+    network = ResNet(Bottleneck, (3, 4, 6, 3), 5, OffsetEquivariant(), width=15 / 64)
+    images = random_images(8, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(40):  # running statistics that fit the weights
+            network(images)
+        network.eval()
+        exact = copy.deepcopy(network).double()
+        project_(exact)
+        expected = exact(images.double())
+        project_(network)
+        scores = fuse_for_inference(network)(images.to(memory_format=memory_format)).double()
+        folded = fuse_for_inference(exact)(images.double())
+    assert (scores - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (folded - expected).abs().max() <= 1e-13 * expected.abs().max()
+
+
+def test_torchs_own_batch_normalisation_is_folded_where_it_can_be():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)).double()
+    for _ in range(3):
+        network(random_images(4, 3, 8, 8).double() * 2 + 1)
+    fused, images = fuse_for_inference(network.eval()), random_images(2, 3, 8, 8).double()
+    assert isinstance(fused[1], nn.Identity)
+    torch.testing.assert_close(fused(images), network(images), rtol=0, atol=1e-12)
+    for norm in (nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, track_running_stats=False)):
+        with pytest.raises(ValueError, match="nothing to fold"):
+            fuse_for_inference(nn.Sequential(nn.Conv2d(3, 4, 3), norm))
+
+
 def test_stays_equivariant():
     network = trained(OffsetEquivariant(), 20).double()
     project_(network)
@@ -69,9 +130,11 @@ def test_stays_equivariant():
     assert report.equivariant, f"\n{report}"  # in single precision too
 
 
+@pytest.mark.parametrize("imagenet", [False, True])
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_exported_program(family):
-    fused, images = fuse_for_inference(trained(family)), random_images(3, 3, 12, 12)
+def test_exported_program(family, imagenet):
+    network = trained_(ResNet(Bottleneck, (1, 1), 5, family, width=6 / 64)) if imagenet else trained(family)
+    fused, images = fuse_for_inference(network), random_images(3, 3, 12, 12)
     program = torch.export.export(fused, (images,), dynamic_shapes=({0: torch.export.Dim("images", min=2)},))
     more = random_images(5, 3, 12, 12)
     torch.testing.assert_close(program.module()(more), fused(more), rtol=0, atol=1e-5)

@@ -78,6 +78,33 @@ def test_shortcuts_of_shifted_features(padding, shape):
     torch.testing.assert_close(result.joined(), shortcut(joined), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("border", [0, 1])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_max_pooling_of_shifted_features(memory_format, border):
+    pooling = oe.nn.MaxPool2d(3, 2, 1)
+    features, _ = random_features(2, 6, 5, 6, border=border)
+    values = features.values.to(memory_format=memory_format).requires_grad_()
+    features = features._replace(values=values, shift=features.shift.requires_grad_())
+    result, joined = pooling(features), features.joined().detach().requires_grad_()
+    assert (result.border, result.shape) == (0, (2, 6, 3, 3))
+    assert result.offset is features.offset
+    expected = torch.nn.MaxPool2d(3, 2, 1)(joined)
+    torch.testing.assert_close(result.joined(), expected, rtol=0, atol=1e-12)
+    weights = random_tensor(*expected.shape, seed=5)
+    (expected * weights).sum().backward()
+    (result.joined() * weights).sum().backward()
+    assert torch.equal(values.grad, joined.grad)
+    torch.testing.assert_close(features.shift.grad, joined.grad.sum((2, 3)), rtol=0, atol=1e-12)
+
+
+def test_max_pooling_has_no_indices_of_shifted_features():
+    pooling = oe.nn.MaxPool2d(2, return_indices=True)
+    features, joined = random_features(2, 6, 4, 4)
+    assert [part.shape for part in pooling(joined)] == [(2, 6, 2, 2)] * 2
+    with pytest.raises(ValueError, match=r"return_indices=True .* ShiftedFeatures; pass on \.joined\(\)"):
+        pooling(features)
+
+
 def test_groups_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"channels = 4 .* offset_groups = 3; .* 3 or 6"):
         TakeOutOffset()(torch.zeros(2, 4, 3, 3))

@@ -11,14 +11,19 @@ from torch.func import functional_call
 
 import offset_equivariant as oe
 from offset_equivariant.groups import add_offset
-from offset_equivariant.models.resnet import BasicBlock, CifarResNet
+from offset_equivariant.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
 from offset_equivariant.nn import OffsetEquivariant, project_
+from offset_equivariant.nn.fused import BatchNormOfShortcut
 
 CONSTRAINTS = ("parametrization", "projection")
 
 
 def small_resnet(constraint):
     return CifarResNet(8, 4, OffsetEquivariant(constraint=constraint), widths=(3, 6, 9))
+
+
+def small_bottlenecks(constraint):
+    return ResNet(Bottleneck, (1, 1), 4, OffsetEquivariant(constraint=constraint), width=6 / 64)
 
 
 CONSTRAINED = {
@@ -31,6 +36,7 @@ CONSTRAINED = {
     "Conv3d": (lambda c: oe.nn.Conv3d(3, 3, 2, padding=1, constraint=c), [(2, 3, 2, 3, 2)]),
     "GroupLinear": (lambda c: oe.nn.GroupLinear(6, constraint=c), [(2, 6, 3, 2)]),
     "CifarResNet": (small_resnet, [(2, 3, 8, 8)]),
+    "ResNet": (small_bottlenecks, [(2, 3, 16, 16)]),
 }
 OTHERS = {
     "AvgPool2d": (lambda: oe.nn.AvgPool2d(3, 2, 1), [(2, 3, 4, 4)]),
@@ -43,6 +49,7 @@ OTHERS = {
     "BatchNorm1d": (lambda: oe.nn.BatchNorm1d(6), [(4, 6)]),
     "BatchNorm2d": (lambda: oe.nn.BatchNorm2d(6), [(2, 6, 3, 2)]),
     "BatchNormReLU": (lambda: oe.nn.BatchNormReLU(6), [(2, 6, 3, 2)]),
+    "BatchNormOfShortcut": (lambda: BatchNormOfShortcut(6), [(2, 6, 3, 2)]),
     "BatchNormReLU-merge": (lambda: oe.nn.BatchNormReLU(6), [(2, 6, 3, 2)] * 2),
     "ReLU": (oe.nn.ReLU, [(2, 6, 3, 2)]),
     "LeakyReLU": (lambda: oe.nn.LeakyReLU(0.2), [(2, 6, 3, 2)]),
@@ -78,7 +85,7 @@ def assert_relatively_close(actual, expected, tolerance):
 
 
 # Not of a whole network: too many of its rectifiers bend within a finite difference.
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("CifarResNet")])
+@pytest.mark.parametrize("name", [name for name in CASES if "ResNet" not in name])
 def test_gradients_in_double_precision(name, randomised):
     make, shapes = CASES[name]
     module = randomised(make().double())

@@ -26,7 +26,7 @@ from offset_equivariant.data import (
     load_dataset,
     options_of,
 )
-from offset_equivariant.models.resnet import CifarResNet
+from offset_equivariant.models.resnet import RESNETS
 from offset_equivariant.nn import fuse_for_inference
 from offset_equivariant.performance.settings import CompiledOrEager, Setting, fastest_setting
 from offset_equivariant.provenance import repository_root
@@ -38,9 +38,9 @@ HEADLINE = ("error_percent", "%")
 
 def build_network(config: ExperimentConfig) -> nn.Module:
     """Build the network with its initial weights, drawn from torch's global generator."""
-    depth = int(config.model.architecture.removeprefix("resnet"))
     assert config.dataset.classes is not None
-    return CifarResNet(depth, config.dataset.classes, build_family(config))
+    make = RESNETS[config.model.architecture]
+    return make(classes=config.dataset.classes, family=build_family(config), **config.model.options)
 
 
 def build_pipeline(config: ExperimentConfig) -> InputPipeline:
@@ -57,7 +57,8 @@ def _balanced(linear: Tensor, method: str) -> Tensor:
 
 def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
     """Return, by group of settings, functions that fail where the group cannot be used."""
-    check_arguments(CifarResNet.__init__, config.model.options, "model.options", _RESNET_ARGUMENTS)
+    resnet = RESNETS[config.model.architecture].func
+    check_arguments(resnet.__init__, config.model.options, "model.options", _NO_OPTIONS_OF_RESNETS)
     return {
         "model": lambda: build_network(config),
         "model.representation": lambda: build_pipeline(config),
@@ -66,8 +67,8 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
     }
 
 
-#: All of them: decided by other settings.
-_RESNET_ARGUMENTS = ("self", "depth", "classes", "family", "in_channels", "widths")
+#: Decided by other settings, or by the architecture's name.
+_NO_OPTIONS_OF_RESNETS = ("self", "depth", "block", "counts", "classes", "family", "in_channels", "widths")
 
 
 def check_dataset(config: ExperimentConfig) -> None:

@@ -20,7 +20,7 @@ from offset_equivariant.nn.constraint import (
 )
 from offset_equivariant.nn.equivariance import EquivarianceReport, check_equivariance
 from offset_equivariant.nn.families import FAMILIES, Conventional, LayerFamily, OffsetEquivariant
-from offset_equivariant.nn.fused import BatchNormReLU
+from offset_equivariant.nn.fused import BatchNormOfShortcut, BatchNormReLU
 from offset_equivariant.nn.inference import fuse_for_inference
 from offset_equivariant.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 from offset_equivariant.nn.pooling import (
@@ -58,6 +58,7 @@ __all__ = [
     "AvgPool3d",
     "BatchNorm1d",
     "BatchNorm2d",
+    "BatchNormOfShortcut",
     "BatchNormReLU",
     "Concatenation",
     "Conv1d",

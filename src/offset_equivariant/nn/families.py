@@ -6,16 +6,16 @@ A model asks its family for layers and never which family it is. ``Conventional`
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from offset_equivariant.groups import channels_per_group, nearest_multiple
 from offset_equivariant.nn import adapters, concatenation, fused, layers, one_position, residual, shifted, transposed
-from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint
+from offset_equivariant.nn.constraint import Constraint
+from offset_equivariant.nn.initialisation import initialise_constrained_, initialise_conventional_
+from offset_equivariant.nn.pooling import MaxPool2d
 
 
 class LayerFamily(Protocol):
@@ -50,15 +50,21 @@ class LayerFamily(Protocol):
         """Fully connected layer."""
 
     def entrance(self) -> nn.Module:
-        """What the images pass first: they become feature maps, as convolutions, ``batch_norm_relu`` and shortcuts
-        take and give them.
+        """What the images pass first: they become feature maps, as convolutions, ``batch_norm``, ``batch_norm_relu``,
+        ``max_pool2d`` and shortcuts take and give them.
         """
+
+    def max_pool2d(self, kernel_size: int, stride: int, padding: int = 0) -> nn.Module:
+        """Maximum over windows of such feature maps."""
 
     def global_average_pool(self) -> nn.Module:
         """Mean over the pixels of such feature maps, a tensor ``(N, C)``."""
 
     def batch_norm2d(self, channels: int) -> nn.Module:
         """Batch normalisation of tensors ``(N, C, H, W)``."""
+
+    def batch_norm(self, channels: int) -> nn.Module:
+        """Batch normalisation of feature maps without a rectifier, as of a projected shortcut before the merge."""
 
     def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
         """Batch normalisation and ReLU; called with second feature maps, merges that shortcut before the ReLU.
@@ -126,8 +132,14 @@ class Conventional:
     def entrance(self) -> nn.Module:
         return nn.Identity()
 
+    def max_pool2d(self, kernel_size: int, stride: int, padding: int = 0) -> nn.Module:
+        return nn.MaxPool2d(kernel_size, stride, padding)
+
     def global_average_pool(self) -> nn.Module:
         return shifted.GlobalAveragePool()
+
+    def batch_norm(self, channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels)
 
     def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
         return fused.ConventionalBatchNormReLU(channels)
@@ -159,12 +171,7 @@ class Conventional:
         return nn.Identity()
 
     def initialise_(self, network: nn.Module) -> None:
-        """He et al.'s normal initialisation of convolutions (fan in) with biases zero; torch's own of the rest."""
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise_conventional_(network)
 
 
 @dataclass(frozen=True)
@@ -243,8 +250,14 @@ class OffsetEquivariant:
     def entrance(self) -> nn.Module:
         return shifted.TakeOutOffset(offset_groups=self.offset_groups)
 
+    def max_pool2d(self, kernel_size: int, stride: int, padding: int = 0) -> nn.Module:
+        return MaxPool2d(kernel_size, stride, padding)
+
     def global_average_pool(self) -> nn.Module:
         return shifted.GlobalAveragePool()
+
+    def batch_norm(self, channels: int) -> nn.Module:
+        return fused.BatchNormOfShortcut(channels, offset_groups=self.offset_groups)
 
     def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
         return fused.BatchNormReLU(channels, offset_groups=self.offset_groups, border=border)
@@ -277,25 +290,8 @@ class OffsetEquivariant:
     def scores(self) -> nn.Module:
         return adapters.InvariantHead(offset_groups=self.offset_groups)
 
-    @torch.no_grad()
     def initialise_(self, network: nn.Module) -> None:
-        """Normal weights (fan in), projected: He et al.'s variance 2 / fan_in for convolutions, torch's 1 / (3 fan_in)
-        for linear layers; biases zero.
-
-        The projection takes one of each K = (channels of a group x taps) degrees of freedom, and a part 1/K of the
-        variance with it; the standard deviation is raised by sqrt(K / (K - 1)) so that what is left has the variance
-        that was asked for.
-        """
-        for layer in network.modules():
-            if isinstance(layer, ConstrainedWeight):
-                weight = layer._free_weight()
-                fan_in = weight[0].numel()
-                kept = 1 - self.offset_groups / fan_in if fan_in > self.offset_groups else 1.0
-                gain = self.init_gain * math.sqrt(2) if weight.ndim > 2 else math.sqrt(1 / 3)
-                weight.normal_(0, gain / math.sqrt(fan_in * kept))
-                layer.project_()
-                if isinstance(layer.bias, torch.Tensor):
-                    nn.init.zeros_(layer.bias)
+        initialise_constrained_(network, self.offset_groups, self.init_gain)
 
 
 FAMILIES: dict[str, type[Conventional] | type[OffsetEquivariant]] = {

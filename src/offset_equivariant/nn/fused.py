@@ -20,6 +20,8 @@ group of the channel:
    group's mean of :math:`a_c (d_{nc} - M_c) + \beta_c`, plus :math:`\varphi_{ng}`.
 
 So the new values are ``relu(scale * v [+ v of x] + bias)``, sparse like any rectifier's, and the new shift is φ(h).
+Without a rectifier, as in a projected shortcut, they are ``scale * v + bias``: h less its group means, which is what
+the merge will want of it.
 
 **Precision.** What leaves this module is as exact as the plain composition's whatever the offset. The gradient of γ is
 a difference of two sums, and loses digits as the mean of a channel's values grows against their spread: 2e-4 of it, in
@@ -28,7 +30,7 @@ single precision, at a thousand times. Values have small means once the offset w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,26 +49,10 @@ from offset_equivariant.nn.padding import fold_border_, write_border_
 from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups, require_tensor, unshifted
 
 
-class BatchNormReLU(nn.BatchNorm2d):
-    """Equivariant batch normalisation and rectifier, with the residual merge between them where a shortcut is given.
+class FusedNormalisation(nn.BatchNorm2d):
+    """What equivariant batch normalisation with and without the rectifier share."""
 
-    Parameters and buffers are torch's ``BatchNorm2d``'s. Equal to the composition of
-    :class:`~offset_equivariant.nn.adapters.BatchNorm2d`, :class:`~offset_equivariant.nn.residual.ResidualMerge` and
-    :class:`~offset_equivariant.nn.adapters.ReLU` up to rounding.
-
-    ``SyncBatchNorm.convert_sync_batchnorm`` does not know this module, and would put a plain one in its place.
-
-    Args:
-        num_features: channels C.
-        eps: added to the variance.
-        momentum: weight of a new batch in the running statistics.
-        offset_groups: number of offset groups.
-        border: width of the border that the next convolution pads with. One of 1 pixel is written along with the
-            result, which saves that convolution a copy; it does not change what is computed.
-
-    Raises:
-        ValueError: if ``num_features`` is not divisible by ``offset_groups``, or ``momentum`` is None.
-    """
+    _rectifies: ClassVar[bool]
 
     def __init__(
         self,
@@ -84,22 +70,15 @@ class BatchNormReLU(nn.BatchNorm2d):
         self.offset_groups = offset_groups
         self.border = int(border == 1)
 
-    def forward(self, input: Any, shortcut: Any = None) -> Any:
-        """Return the activation, shaped as ``input``, ``(N, C, H, W)``; ``shortcut`` is the x of Eq. 27.
-
-        Both are tensors, and then so is the result, or both are :class:`ShiftedFeatures`.
-
-        Raises:
-            ValueError: if ``input`` is no batch of images, or has only one value a channel in training, or if
-                ``shortcut`` has another shape.
-        """
+    def _of_any(self, input: Any, shortcut: Any) -> Any:
+        """Of tensors or of :class:`ShiftedFeatures`."""
         if isinstance(input, ShiftedFeatures):
-            return self._rectified(input, shortcut)
+            return self._normalised(input, shortcut)
         self._check_input_dim(input)
         wrapped = None if shortcut is None else unshifted(require_tensor(shortcut), self.offset_groups)
-        return self._rectified(unshifted(input, self.offset_groups), wrapped).joined().to(input.dtype)
+        return self._normalised(unshifted(input, self.offset_groups), wrapped).joined().to(input.dtype)
 
-    def _rectified(self, z: ShiftedFeatures, x: ShiftedFeatures | None) -> ShiftedFeatures:
+    def _normalised(self, z: ShiftedFeatures, x: ShiftedFeatures | None) -> ShiftedFeatures:
         assert self.running_mean is not None and self.running_var is not None
         self._check_input_dim(z.values)
         require_groups(z, self.offset_groups)
@@ -114,7 +93,7 @@ class BatchNormReLU(nn.BatchNorm2d):
                 f"batch normalisation in training needs more than one value a channel, got {tuple(z.shape)}"
             )
         running = None if self.training else (self.running_mean, self.running_var)
-        recipe = Recipe(running, self.eps, self.offset_groups)
+        recipe = Recipe(running, self.eps, self.offset_groups, self._rectifies)
         shortcut = (None, None) if x is None else (x.values, x.shift)
         arguments = (z.values, z.shift, *shortcut, self.weight, self.bias, recipe)
         if torch.compiler.is_compiling():
@@ -138,6 +117,56 @@ class BatchNormReLU(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, offset_groups={self.offset_groups}"
+
+
+class BatchNormReLU(FusedNormalisation):
+    """Equivariant batch normalisation and rectifier, with the residual merge between them where a shortcut is given.
+
+    Parameters and buffers are torch's ``BatchNorm2d``'s. Equal to the composition of
+    :class:`~offset_equivariant.nn.adapters.BatchNorm2d`, :class:`~offset_equivariant.nn.residual.ResidualMerge` and
+    :class:`~offset_equivariant.nn.adapters.ReLU` up to rounding.
+
+    ``SyncBatchNorm.convert_sync_batchnorm`` does not know this module, and would put a plain one in its place.
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance.
+        momentum: weight of a new batch in the running statistics.
+        offset_groups: number of offset groups.
+        border: width of the border that the next convolution pads with. One of 1 pixel is written along with the
+            result, which saves that convolution a copy; it does not change what is computed.
+
+    Raises:
+        ValueError: if ``num_features`` is not divisible by ``offset_groups``, or ``momentum`` is None.
+    """
+
+    _rectifies = True
+
+    def forward(self, input: Any, shortcut: Any = None) -> Any:
+        """Return the activation, shaped as ``input``, ``(N, C, H, W)``; ``shortcut`` is the x of Eq. 27.
+
+        Both are tensors, and then so is the result, or both are :class:`ShiftedFeatures`.
+
+        Raises:
+            ValueError: if ``input`` is no batch of images, or has only one value a channel in training, or if
+                ``shortcut`` has another shape.
+        """
+        return self._of_any(input, shortcut)
+
+
+class BatchNormOfShortcut(FusedNormalisation):
+    """Equivariant batch normalisation alone, of tensors or :class:`ShiftedFeatures`, ``(N, C, H, W)``.
+
+    For projected shortcuts, whose merge and rectifier are a :class:`BatchNormReLU`'s. Parameters and buffers are
+    torch's ``BatchNorm2d``'s, and it is equal to :class:`~offset_equivariant.nn.adapters.BatchNorm2d` up to rounding.
+    Arguments and errors as :class:`BatchNormReLU`.
+    """
+
+    _rectifies = False
+
+    def forward(self, input: Any) -> Any:
+        """Return h of Eq. 19, shaped as ``input``."""
+        return self._of_any(input, None)
 
 
 class ConventionalBatchNormReLU(nn.BatchNorm2d):
@@ -171,7 +200,7 @@ class _NormaliseAndRectify(torch.autograd.Function):
         mean, found = forward_pass(z, shift, x, x_shift, weight, beta, recipe, values)
         if border:
             write_border_(padded)
-        ctx.save_for_backward(z, values, mean, weight, *found)
+        ctx.save_for_backward(z, values if recipe.rectify else None, mean, weight, *found)
         ctx.recipe, ctx.border, ctx.has_shortcut = recipe, border, x is not None
         ctx.mark_non_differentiable(found.batch_mean, found.batch_variance)
         ctx.set_materialize_grads(False)
@@ -181,7 +210,8 @@ class _NormaliseAndRectify(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         z, values, mean, weight, *found = ctx.saved_tensors
-        gradient = _gradient_of_values(gradients[0], gradients[1] if ctx.border else None, values)
+        like = z if values is None else values
+        gradient = _gradient_of_values(gradients[0], gradients[1] if ctx.border else None, like)
         threshold_gradient = torch.zeros_like(mean) if gradients[2] is None else gradients[2]
         found_gradients = backward_pass(
             gradient, threshold_gradient, z, values, mean, weight, Coefficients(*found), ctx.recipe, ctx.has_shortcut
@@ -200,10 +230,10 @@ def room_with_border(like: Tensor, border: int) -> tuple[Tensor, Tensor]:
     return padded[:, :, border:-border, border:-border], padded
 
 
-def _gradient_of_values(of_values: Tensor | None, of_padded: Tensor | None, values: Tensor) -> Tensor:
+def _gradient_of_values(of_values: Tensor | None, of_padded: Tensor | None, like: Tensor) -> Tensor:
     """Gradient of the values from those of the two outputs that show them; a tensor of its own, to be overwritten."""
     if of_padded is None:
-        return torch.zeros_like(values) if of_values is None else of_values.clone()
+        return torch.zeros_like(like) if of_values is None else of_values.clone()
     inner = of_padded[:, :, 1:-1, 1:-1]
     gradient = inner.clone() if of_values is None else inner + of_values
     fold_border_(gradient, of_padded)

@@ -14,6 +14,7 @@ class Recipe(NamedTuple):
     running: tuple[Tensor, Tensor] | None
     eps: float
     offset_groups: int
+    rectify: bool = True
 
 
 class Coefficients(NamedTuple):
@@ -144,7 +145,8 @@ def normalise_and_rectify(
     level = shortcut_level(x, x_shift, recipe.offset_groups)
     found = _coefficients(mean, variance, shift, level, weight, beta, recipe)
     y = z * over_pixels(found.scale) + over_pixels(found.bias)
-    values = torch.relu(y if x is None else y + x).to(z.dtype)
+    y = y if x is None else y + x
+    values = (torch.relu(y) if recipe.rectify else y).to(z.dtype)
     return values, found.threshold, found.batch_mean.detach(), found.batch_variance.detach()
 
 
@@ -189,7 +191,8 @@ def forward_pass(
         torch.addcmul(bias, seen, scale, out=result)
     else:
         torch.addcmul(layout.see(x), seen, scale, out=result).add_(bias)
-    out.relu_()
+    if recipe.rectify:
+        out.relu_()
     return mean, found
 
 
@@ -197,7 +200,7 @@ def backward_pass(
     gradient: Tensor,
     threshold_gradient: Tensor,
     z: Tensor,
-    values: Tensor,
+    values: Tensor | None,
     mean: Tensor,
     weight: Tensor,
     found: Coefficients,
@@ -210,15 +213,16 @@ def backward_pass(
         gradient: of the new values, ``(N, C, H, W)``; may be overwritten.
         threshold_gradient: of the new shift, ``(N, C)``.
         z: as in :func:`forward_pass`, which found the next arguments.
-        values: what was written.
+        values: what was written; None where nothing was rectified.
         mean: of z over the pixels.
         weight: γ.
         found: coefficients.
         recipe: as in :func:`forward_pass`.
         has_shortcut: whether there was an x.
     """
-    # Ties go to the threshold, as they go to zero in torch's relu.
-    torch.ops.aten.threshold_backward.grad_input(gradient, values, 0, grad_input=gradient)
+    if values is not None:
+        # Ties go to the threshold, as they go to zero in torch's relu.
+        torch.ops.aten.threshold_backward.grad_input(gradient, values, 0, grad_input=gradient)
     layout = Layout(z)
     rectified, seen = layout.see(gradient), layout.see(z)
     bias_gradient = layout.sum(rectified, mean.dtype)

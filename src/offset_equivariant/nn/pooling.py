@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from offset_equivariant.groups import channels_per_group, group_mean, split_groups
 from offset_equivariant.nn.constraint import Constraint
 from offset_equivariant.nn.layers import Linear
+from offset_equivariant.nn.shifted import ShiftedFeatures
 
 # Max pooling pads with minus infinity, which never wins, and adaptive pooling pads nothing: torch's own are
 # equivariant as they are. Average pooling is, unless it counts padded zeros.
 MaxPool1d = nn.MaxPool1d
-MaxPool2d = nn.MaxPool2d
 MaxPool3d = nn.MaxPool3d
 AdaptiveAvgPool1d = nn.AdaptiveAvgPool1d
 AdaptiveAvgPool2d = nn.AdaptiveAvgPool2d
@@ -22,6 +22,25 @@ AdaptiveAvgPool3d = nn.AdaptiveAvgPool3d
 AdaptiveMaxPool1d = nn.AdaptiveMaxPool1d
 AdaptiveMaxPool2d = nn.AdaptiveMaxPool2d
 AdaptiveMaxPool3d = nn.AdaptiveMaxPool3d
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """torch's, of tensors ``(N, C, H, W)`` or of :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`.
+
+    The largest of values that are all moved alike is the largest of the values, moved.
+    """
+
+    def forward(self, input: Any) -> Any:
+        """Return the largest value of every window.
+
+        Raises:
+            ValueError: if the indices of :class:`ShiftedFeatures` are asked for.
+        """
+        if not isinstance(input, ShiftedFeatures):
+            return super().forward(input)
+        if self.return_indices:
+            raise ValueError("return_indices=True is for tensors, not for ShiftedFeatures; pass on .joined()")
+        return input._replace(values=super().forward(input.values), padded=None)
 
 
 class _AvgPool(nn.Module):

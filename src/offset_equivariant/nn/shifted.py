@@ -87,8 +87,8 @@ def require_tensor(x: object) -> Tensor:
     """
     if isinstance(x, ShiftedFeatures):
         raise TypeError(
-            "expected a tensor, got ShiftedFeatures, which only convolutions, BatchNormReLU, OptionAShortcut and "
-            "GlobalAveragePool take; pass on .joined()"
+            "expected a tensor, got ShiftedFeatures, which only convolutions, BatchNormReLU, "
+            "BatchNormOfShortcut, MaxPool2d, OptionAShortcut and GlobalAveragePool take; pass on .joined()"
         )
     assert isinstance(x, Tensor)
     return x

@@ -51,6 +51,9 @@ class PlainOffsetEquivariant(OffsetEquivariant):
     def entrance(self) -> nn.Module:
         return nn.Identity()
 
+    def batch_norm(self, channels: int) -> nn.Module:
+        return adapters.BatchNorm2d(channels, offset_groups=self.offset_groups)
+
     def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
         return PlainBatchNormReLU(channels, self.offset_groups)
 

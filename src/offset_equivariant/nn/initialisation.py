@@ -1,0 +1,45 @@
+"""Initial weights of networks of either family."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from offset_equivariant.nn.constraint import ConstrainedWeight
+
+
+def initialise_conventional_(network: nn.Module) -> None:
+    """He et al.'s normal initialisation of convolutions (fan in) with biases zero; torch's own of the rest."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def initialise_constrained_(network: nn.Module, offset_groups: int, init_gain: float) -> None:
+    """Normal weights (fan in), projected: He et al.'s variance 2 / fan_in for convolutions, torch's 1 / (3 fan_in)
+    for linear layers; biases zero.
+
+    The projection takes one of each K = (channels of a group x taps) degrees of freedom, and a part 1/K of the
+    variance with it; the standard deviation is raised by sqrt(K / (K - 1)) so that what is left has the variance
+    that was asked for.
+
+    Args:
+        network: whose constrained layers are given weights.
+        offset_groups: their number of offset groups.
+        init_gain: standard deviation of the weights of convolutions in units of He et al.'s.
+    """
+    for layer in network.modules():
+        if isinstance(layer, ConstrainedWeight):
+            weight = layer._free_weight()
+            fan_in = weight[0].numel()
+            kept = 1 - offset_groups / fan_in if fan_in > offset_groups else 1.0
+            gain = init_gain * math.sqrt(2) if weight.ndim > 2 else math.sqrt(1 / 3)
+            weight.normal_(0, gain / math.sqrt(fan_in * kept))
+            layer.project_()
+            if isinstance(layer.bias, torch.Tensor):
+                nn.init.zeros_(layer.bias)
