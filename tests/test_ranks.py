@@ -110,6 +110,18 @@ def test_one_rank_goes_on_from_the_checkpoint_of_two(together, tiny_settings, tm
     assert losses(run.directory)[-1] == pytest.approx(losses(directory)[-1], rel=0.2)
 
 
+@pytest.mark.parametrize("experiment", ["table1_equivariant", "table1_original"])
+def test_synchronised_ranks_learn_what_one_learns_with_the_whole_batch(experiment, tiny_words, tiny_settings, tmp_path):
+    words = (f"experiment={experiment}", "distortion.saturations=[0]", "train.synchronise_batch_norm=true")
+    torchrun((*tiny_words, *words), tmp_path)
+    alone = Run(tiny_settings(*words, f"paths.runs={tmp_path}/alone"))
+    run_experiment(alone, NullTracker())
+    (directory,) = (tmp_path / "runs").glob("table1_*/seed=0")
+    # Rounding grows from step to step: 1e-7 at first, 1e-3 in the end.
+    found, expected = losses(directory), losses(alone.directory)
+    assert found[:8] == pytest.approx(expected[:8], rel=1e-4) and found == pytest.approx(expected, rel=1e-2)
+
+
 def test_batches_that_ranks_cannot_share_are_refused(tiny_settings):
     with pytest.raises(ConfigError, match=r"train\.batch_size = 16 must be divisible by train\.accumulate = 3 times"):
         run_experiment(Run(tiny_settings("train.accumulate=3")), NullTracker())

@@ -168,6 +168,8 @@ class TrainConfig:
     #: Parts of a batch that are computed one after the other, to save memory; batch normalisation sees one at a time.
     #: None: 1.
     accumulate: int | None
+    #: Whether batch normalisation sees the images of all ranks, see :mod:`offset_equivariant.nn.synchronised`. None: no.
+    synchronise_batch_norm: bool | None
     #: Mixed precision of the forward pass; the weights stay float32.
     autocast: Literal["bfloat16"] | None
     schedule: ScheduleConfig
@@ -237,7 +239,13 @@ _ARCHITECTURES: dict[Task, tuple[str, ...]] = {
 }
 #: Architectures that learn nothing.
 _UNTRAINED = ("image_statistics", "classical_inpainting")
-_ONLY_RECOGNITION = {"crop_padding": 0, "label_smoothing": 0.0, "accumulate": None, "autocast": None}
+_ONLY_RECOGNITION = {
+    "crop_padding": 0,
+    "label_smoothing": 0.0,
+    "accumulate": None,
+    "synchronise_batch_norm": None,
+    "autocast": None,
+}
 #: Settings of a recipe that only some tasks have, and the value that stands for their absence.
 _UNUSED: dict[Task, dict[str, Any]] = {
     "recognition": {"smallest_crop": None, "inpainting": None},

@@ -28,6 +28,7 @@ from offset_equivariant.data import (
 )
 from offset_equivariant.models.resnet import RESNETS
 from offset_equivariant.nn import fuse_for_inference
+from offset_equivariant.nn.synchronised import synchronise_batch_norm_
 from offset_equivariant.performance.settings import CompiledOrEager, Setting, fastest_setting
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionEvaluation, RecognitionTraining
@@ -111,6 +112,8 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: Labelled
             f"of ranks, {ranks()}"
         )
     setting = runtime_setting(config, images.images.device)
+    if recipe.synchronise_batch_norm:
+        synchronise_batch_norm_(network)
     task = RecognitionTraining(
         network,
         build_optimizer(config, network),
