@@ -168,7 +168,7 @@ class TrainConfig:
     #: Parts of a batch that are computed one after the other, to save memory; batch normalisation sees one at a time.
     #: None: 1.
     accumulate: int | None
-    #: Whether batch normalisation sees the images of all ranks, see :mod:`offset_equivariant.nn.synchronised`. None: no.
+    #: Whether batch normalisation sees all ranks' images, see :mod:`offset_equivariant.nn.synchronised`. None: no.
     synchronise_batch_norm: bool | None
     #: Mixed precision of the forward pass; the weights stay float32.
     autocast: Literal["bfloat16"] | None
