@@ -177,6 +177,11 @@ class TrainConfig:
     nesterov: bool
     weight_decay: float
     label_smoothing: float
+    #: Parts of a batch that are computed one after the other, to save memory; batch normalisation sees one at a time.
+    #: None: 1.
+    accumulate: int | None
+    #: Whether batch normalisation sees all ranks' images, see :mod:`offset_equivariant.nn.synchronised`. None: no.
+    synchronise_batch_norm: bool | None
     #: Mixed precision of the forward pass; the weights stay float32.
     autocast: Literal["bfloat16"] | None
     schedule: ScheduleConfig
@@ -250,18 +255,19 @@ _ARCHITECTURES: dict[Task, tuple[str, ...]] = {
 }
 #: Architectures that learn nothing.
 _UNTRAINED = ("image_statistics", "classical_inpainting")
+_ONLY_RECOGNITION = {
+    "crop_padding": 0,
+    "label_smoothing": 0.0,
+    "accumulate": None,
+    "synchronise_batch_norm": None,
+    "autocast": None,
+}
 #: Settings of a recipe that only some tasks have, and the value that stands for their absence.
 _UNUSED: dict[Task, dict[str, Any]] = {
     "recognition": {"smallest_crop": None, "inpainting": None},
-    "illuminant_estimation": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None, "inpainting": None},
-    "inpainting": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None, "smallest_crop": None},
-    "colour_constancy": {
-        "crop_padding": 0,
-        "label_smoothing": 0.0,
-        "autocast": None,
-        "smallest_crop": None,
-        "inpainting": None,
-    },
+    "illuminant_estimation": _ONLY_RECOGNITION | {"inpainting": None},
+    "inpainting": _ONLY_RECOGNITION | {"smallest_crop": None},
+    "colour_constancy": _ONLY_RECOGNITION | {"smallest_crop": None, "inpainting": None},
 }
 
 
@@ -353,6 +359,7 @@ def _check(config: ExperimentConfig) -> None:
         "train.batch_size": train.batch_size,
         "train.learning_rate": train.learning_rate,
         "train.log_every": train.log_every,
+        "train.accumulate": train.accumulate,
         "runtime.threads": config.runtime.threads,
         "runtime.evaluation_batch_size": config.runtime.evaluation_batch_size,
         "dataset.classes": dataset.classes,

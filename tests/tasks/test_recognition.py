@@ -7,7 +7,6 @@ from offset_equivariant.color import (
     AbsoluteClipping,
     ColorJitter,
     IlluminantAugmentation,
-    balance,
     grey_world,
     linear_to_srgb,
     srgb_to_linear,

@@ -29,9 +29,11 @@ from offset_equivariant.data import (
 )
 from offset_equivariant.models.resnet import RESNETS
 from offset_equivariant.nn import fuse_for_inference
+from offset_equivariant.nn.synchronised import synchronise_batch_norm_
 from offset_equivariant.performance.settings import CompiledOrEager, Setting, fastest_setting
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionEvaluation, RecognitionTraining
+from offset_equivariant.training.ranks import averaging_gradients, ranks
 
 HEADLINE = ("error_percent", "%")
 
@@ -108,7 +110,15 @@ def build_augmentation(config: ExperimentConfig) -> Augmentation:
 def plan_training(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> PlannedTraining:
     """Build the training of a network on images, both on the device."""
     recipe = config.train
+    parts = recipe.accumulate or 1
+    if recipe.batch_size % (ranks() * parts):
+        raise ConfigError(
+            f"train.batch_size = {recipe.batch_size} must be divisible by train.accumulate = {parts} times the number "
+            f"of ranks, {ranks()}"
+        )
     setting = runtime_setting(config, images.images.device)
+    if recipe.synchronise_batch_norm:
+        synchronise_batch_norm_(network)
     task = RecognitionTraining(
         network,
         build_optimizer(config, network),
@@ -120,7 +130,9 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: Labelled
         label_smoothing=recipe.label_smoothing,
         autocast=None if config.train.autocast is None else getattr(torch, config.train.autocast),
         channels_last=setting.channels_last,
-        forward=CompiledOrEager(network) if setting.compile else None,
+        # What averages gradients over ranks is not compiled.
+        forward=CompiledOrEager(network) if setting.compile and ranks() == 1 else averaging_gradients(network),
+        accumulate=parts,
     )
     total_steps = recipe.total_steps(task.steps_per_epoch)
     return PlannedTraining(task, total_steps, build_schedule(config, total_steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from offset_equivariant.data.batches import EpochOrder, random_crop_and_flip, st
 from offset_equivariant.data.labelled_images import LabelledImages
 from offset_equivariant.nn.constraint import project_
 from offset_equivariant.reporting.statistics import STATISTICS
+from offset_equivariant.training.ranks import own_part, ranks, without_averaging
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,17 @@ class RecognitionTraining:
         images: the training images, on the device.
         pipeline: conversion to the network's input.
         augmentation: random changes of the images.
-        batch_size: images a step.
+        batch_size: images a step, of all ranks together, see :mod:`offset_equivariant.training.ranks`.
         seed: of the images' order and augmentation.
         label_smoothing: of the cross entropy.
         autocast: dtype of mixed precision, or None for the network's own.
         channels_last: memory format of the batches.
+        forward: the network as it is called, where that is compiled, or averages gradients over ranks.
+        accumulate: parts into which a rank's images are divided, whose gradients are added up, so that one part at a
+            time is in memory. Batch normalisation sees a part at a time.
+
+    Raises:
+        ValueError: if the batch cannot be divided into equal parts.
     """
 
     def __init__(
@@ -108,7 +116,13 @@ class RecognitionTraining:
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
         forward: Callable[[Tensor], Tensor] | None = None,
+        accumulate: int = 1,
     ) -> None:
+        if accumulate < 1 or batch_size % (ranks() * accumulate):
+            raise ValueError(
+                f"batch_size = {batch_size} cannot be divided among {ranks()} ranks in accumulate = {accumulate} parts "
+                "each"
+            )
         self.network = network
         self.optimizer = optimizer
         self.batch_size = batch_size
@@ -121,6 +135,7 @@ class RecognitionTraining:
         self._label_smoothing = label_smoothing
         self._autocast = autocast
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._accumulate = accumulate
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._images = images.images
         if pipeline.balances and not augmentation.changes_colours:
@@ -137,24 +152,38 @@ class RecognitionTraining:
         return {"network": self.optimizer}
 
     def training_step(self, step: int, learning_rate_factor: float) -> dict[str, Tensor]:
-        """Take one step; return the batch's mean ``loss`` and ``error_percent``."""
+        """Take one step; return the mean ``loss`` and ``error_percent`` of this rank's part of the batch."""
         inputs, labels = self.batch(step)
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * learning_rate_factor
         self.network.train()
+        self.optimizer.zero_grad()
+        losses, errors = [], []
+        parts = list(zip(inputs.chunk(self._accumulate), labels.chunk(self._accumulate), strict=True))
+        for number, (part, truth) in enumerate(parts):
+            last = number == len(parts) - 1
+            with nullcontext() if last else without_averaging(self._forward):
+                loss, error = self._backward(part, truth)
+            losses.append(loss)
+            errors.append(error)
+        self.optimizer.step()
+        project_(self.network)
+        return {"loss": torch.stack(losses).mean(), "error_percent": torch.stack(errors).mean()}
+
+    def _backward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a part of the batch; return its mean loss and error in per cent."""
         with torch.autocast(inputs.device.type, self._autocast, enabled=self._autocast is not None):
             scores = self._forward(inputs)
         loss = nn.functional.cross_entropy(scores.float(), labels, label_smoothing=self._label_smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        project_(self.network)
-        with torch.no_grad():
-            error = (scores.argmax(1) != labels).float().mean() * 100
-        return {"loss": loss.detach(), "error_percent": error}
+        (loss / self._accumulate).backward()
+        return loss.detach(), (scores.detach().argmax(1) != labels).float().mean() * 100
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the network's input at a step, ``(batch_size, C, H, W)``, and the labels."""
+        """Return the network's input at a step, ``(batch_size / ranks, C, H, W)``, and the labels.
+
+        All ranks prepare the whole batch, a few per cent of a step's time, so that the random changes of an image are
+        the same whatever their number.
+        """
         indices = self._order.indices(step).to(self._images.device)
         generator = step_generator(self._seed, step, stream=1)
         images = self._images[indices]
@@ -163,7 +192,8 @@ class RecognitionTraining:
         elif not images.is_floating_point():
             images = self._pipeline.from_srgb_bytes(images)
         images = random_crop_and_flip(images, self._augmentation.crop_padding, self._augmentation.flip, generator)
-        return images.contiguous(memory_format=self._memory_format), self._labels[indices]
+        own = own_part(self.batch_size)
+        return images[own].contiguous(memory_format=self._memory_format), self._labels[indices[own]]
 
 
 #: Metric and outcome of strategies that balance colours: the angle between estimated and applied illuminant.
