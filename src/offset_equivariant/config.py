@@ -310,7 +310,8 @@ def _check(config: ExperimentConfig) -> None:
     if config.model.representation.statistics not in dataset.statistics:
         raise ConfigError(
             f"dataset {dataset.name} has no statistics {config.model.representation.statistics!r}, "
-            f"only {', '.join(dataset.statistics)}"
+            f"only {', '.join(dataset.statistics)}; compute them with python scripts/compute_statistics.py "
+            f"{dataset.name}, and put them into conf/dataset/{dataset.name}.yaml"
         )
     _check_representation(config)
     positive = {
