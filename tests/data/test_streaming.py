@@ -56,6 +56,7 @@ def test_a_batch_is_the_step_of_the_order_with_the_crops_of_the_step(files):
         ]
         assert images.dtype == torch.uint8 and torch.equal(images, torch.stack(expected))
         assert torch.equal(labels, files.labels[indices])
+        assert torch.equal(batches.indices(step), indices)
 
 
 def test_workers_change_nothing(files):

@@ -78,6 +78,10 @@ class StreamedBatches:
     def steps_per_epoch(self) -> int:
         return self._batches.order.steps_per_epoch
 
+    def indices(self, step: int) -> Tensor:
+        """Return the numbers of this rank's images at a step, (B,)."""
+        return self._batches.indices(step)
+
     def between(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Give images and labels of the steps ``start`` to ``end`` - 1, across epochs, with the same workers all along.
 
@@ -180,11 +184,13 @@ class _TrainingBatches(Dataset[Any]):
         self._seed = seed
         self._part = slice(part.start, part.stop)
 
+    def indices(self, step: int) -> Tensor:
+        return self.order.indices(step)[self._part]
+
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        indices = self.order.indices(step)
+        indices = self.indices(step)
         # Drawn for the whole batch, so that an image has its crop on whatever rank it is.
-        drawn = self._crops.draw(len(indices), step_generator(self._seed, step, stream=1))[self._part]
-        indices = indices[self._part]
+        drawn = self._crops.draw(self.order.batch_size, step_generator(self._seed, step, stream=1))[self._part]
         changes = [lambda image, numbers=row: self._crops.apply(image, self._files.size, numbers) for row in drawn]
         return _stacked(self._files, indices.tolist(), changes), self._files.labels[indices]
 
