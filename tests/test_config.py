@@ -137,7 +137,11 @@ WRONG = [
     ("dataset.classes", 0, "dataset.classes = 0 must be positive"),
     ("dataset.download", "yes", "dataset.download = 'yes' must be true or false"),
     ("dataset.validation_images", -5, "must not be negative"),
-    ("dataset.statistics", {}, "dataset cifar10 has no statistics 'log_rgb_absolute'"),
+    (
+        "dataset.statistics",
+        {},
+        "dataset cifar10 has no statistics 'log_rgb_absolute'.*scripts/compute_statistics.py cifar10, and put them",
+    ),
     ("dataset.statistics.srgb.mean", [0.5, "x"], r"dataset.statistics.srgb.mean\[1\] = 'x' must be a number"),
     ("dataset.statistics.srgb.mean", 0.5, "dataset.statistics.srgb.mean = 0.5 must be a list"),
     ("model.architecture", "resnet21", "one of resnet8, resnet20, resnet32"),

@@ -463,7 +463,9 @@ def _check_representation(config: ExperimentConfig) -> None:
     name = representation.statistics
     if name not in config.dataset.statistics:
         raise ConfigError(
-            f"dataset {config.dataset.name} has no statistics {name!r}, only {', '.join(config.dataset.statistics)}"
+            f"dataset {config.dataset.name} has no statistics {name!r}, only {', '.join(config.dataset.statistics)}; "
+            f"compute them with python scripts/compute_statistics.py {config.dataset.name}, and put them into "
+            f"conf/dataset/{config.dataset.name}.yaml"
         )
     if not name.startswith(representation.space):
         fitting = [other for other in config.dataset.statistics if other.startswith(representation.space)]
