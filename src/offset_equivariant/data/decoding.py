@@ -1,8 +1,8 @@
 """From an image file to its pixels, whatever is in it.
 
 The names of ILSVRC-12 end in ``.JPEG``, but one of its files is a PNG and 22 are JPEGs in CMYK (they are listed in
-``build_imagenet_data.py`` of TensorFlow's models). JPEGs of three channels are decoded by torchvision, which takes
-about 60 % of Pillow's time for the same pixels, all other files by Pillow.
+``build_imagenet_data.py`` of TensorFlow's models). Pillow decodes all of them. torchvision's decoder, which takes about
+60 % of its time for the same pixels, is deprecated and will be removed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,6 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from offset_equivariant.data.image_files import ImageFileError
-
-try:
-    from torchvision.io import decode_jpeg
-except ImportError:  # torchvision 0.29 announces its removal; without it everything is decoded by Pillow
-    decode_jpeg = None
-
-_JPEG = b"\xff\xd8\xff"
 
 
 def decode_image_file(path: Path) -> Tensor:
@@ -50,22 +43,6 @@ def decode_image_file(path: Path) -> Tensor:
         raise ImageFileError(f"{path} cannot be read: {error.strerror or error}") from error
     if not content:
         raise ImageFileError(f"{path} is empty")
-    pixels = _three_channels(content) if content.startswith(_JPEG) else None
-    return _with_pillow(content, path) if pixels is None else pixels
-
-
-def _three_channels(content: bytes) -> Tensor | None:
-    """A JPEG of three channels; None for others, and for what torchvision cannot decode."""
-    if decode_jpeg is None:
-        return None
-    try:
-        pixels: Tensor = decode_jpeg(torch.from_numpy(np.frombuffer(content, np.uint8).copy()))
-    except RuntimeError:
-        return None  # Pillow says what is wrong, or can do better
-    return pixels if len(pixels) == 3 else None
-
-
-def _with_pillow(content: bytes, path: Path) -> Tensor:
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode.startswith(("I", "F")):
