@@ -22,10 +22,8 @@ from offset_equivariant.building.inpainting import PHOTO_DATASETS, load_photos
 from offset_equivariant.color import AbsoluteClipping, Clipping, RelativeClipping
 from offset_equivariant.color.channel_statistics import ChannelStatistics, byte_histograms
 from offset_equivariant.color.representation import Space
-from offset_equivariant.data import DATASETS, data_directories, load_dataset
-from offset_equivariant.data.ilsvrc12 import load_ilsvrc12
-from offset_equivariant.data.imagenette import load_imagenette
-from offset_equivariant.data.streaming import EvaluationBatches
+from offset_equivariant.data import DATASETS, FILE_DATASETS, data_directories
+from offset_equivariant.data.streaming import StreamedImages
 from offset_equivariant.provenance import repository_root
 
 REPRESENTATIONS: dict[str, tuple[Space, Clipping | None]] = {
@@ -33,7 +31,6 @@ REPRESENTATIONS: dict[str, tuple[Space, Clipping | None]] = {
     "log_rgb_absolute": ("log_rgb", AbsoluteClipping()),
     "log_rgb_relative": ("log_rgb", RelativeClipping()),
 }
-FILE_DATASETS = {"ilsvrc12": load_ilsvrc12, "imagenette": load_imagenette}
 BATCH = 250
 
 
@@ -63,14 +60,14 @@ def training_images(name: str, options: Any, workers: int) -> Iterable[Tensor]:
         return streamed(name, options, workers)
     if name in PHOTO_DATASETS:
         return load_photos(name, "train", options, data_directories()).images.split(BATCH)
-    return load_dataset(name, "train", data_directories(), **options).images.split(BATCH)
+    return DATASETS[name]("train", data_directories(), **options).images.split(BATCH)
 
 
 def streamed(name: str, options: Any, workers: int) -> Iterator[Tensor]:
     """Decode the training images from their files."""
     files = FILE_DATASETS[name]("train", data_directories(), **options)
-    batches = EvaluationBatches(files, batch_size=BATCH, workers=workers)
-    for _, images, _ in tqdm(batches, f"read {name}", unit="batch"):
+    batches = StreamedImages(files, batch_size=BATCH, workers=workers)
+    for _, images, _ in tqdm(batches, f"read {name}", -(-len(files) // BATCH), unit="batch"):
         yield images
 
 

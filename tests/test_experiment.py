@@ -23,7 +23,8 @@ from offset_equivariant.reporting.records import Record, outcomes_path, read_out
 from offset_equivariant.reporting.tracking import NullTracker, Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
 from offset_equivariant.storage import locked
-from offset_equivariant.tasks.recognition import RecognitionEvaluation, RecognitionTraining
+from offset_equivariant.tasks.recognition import RecognitionTraining
+from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.weights import add_digest, load_weights
 

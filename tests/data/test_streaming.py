@@ -7,7 +7,7 @@ from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.data.cropping import RandomCrops, central_crop
 from offset_equivariant.data.decoding import decode_image_file
 from offset_equivariant.data.image_files import ImageFileError, ImageFiles
-from offset_equivariant.data.streaming import EvaluationBatches, StreamedBatches, central_batch, share_of
+from offset_equivariant.data.streaming import StreamedBatches, StreamedImages, central_batch
 
 SIZE = 8
 
@@ -49,7 +49,7 @@ def test_a_batch_is_the_step_of_the_order_with_the_crops_of_the_step(files):
     for step in (0, 1, 4):
         images, labels = batches.batch(step)
         indices = order.indices(step)
-        drawn = crops.draw(4, step_generator(7, step, stream=1))
+        drawn = crops.draw(4, step_generator(7, step, stream=2))
         expected = [
             crops.apply(decode_image_file(files.path(i)), SIZE, numbers)
             for i, numbers in zip(indices.tolist(), drawn, strict=True)
@@ -83,26 +83,27 @@ def test_the_global_generator_is_left_alone(files):
     before = torch.get_rng_state()
     for workers in (0, 1):
         list(batches_of(files, workers=workers).between(0, 1))
-        list(EvaluationBatches(files, batch_size=11, workers=workers))
+        list(StreamedImages(files, batch_size=11, workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_what_one_would_have_seen(files, world):
+def test_parts_of_a_batch_are_what_one_would_have_seen(files, world):
     alone = list(batches_of(files).between(0, 5))
-    ranks = [list(batches_of(files, rank=rank, world=world).between(0, 5)) for rank in range(world)]
+    parts = [slice(4 * rank // world, 4 * (rank + 1) // world) for rank in range(world)]
+    ranks = [list(batches_of(files, part=part).between(0, 5)) for part in parts]
     for step, whole in enumerate(alone):
-        parts = [ranks[rank][step] for rank in range(world)]
-        assert all(len(images) == 4 // world for images, _ in parts)
-        assert same([torch.cat(column) for column in zip(*parts, strict=True)], whole)
+        found = [ranks[rank][step] for rank in range(world)]
+        assert all(len(images) == 4 // world for images, _ in found)
+        assert same([torch.cat(column) for column in zip(*found, strict=True)], whole)
 
 
-@pytest.mark.parametrize(
-    ("rank", "world", "message"), [(0, 3, "batch_size = 4 cannot be divided among 3"), (2, 2, "rank = 2 must lie in 0")]
-)
-def test_impossible_ranks_are_refused(files, rank, world, message):
-    with pytest.raises(ValueError, match=message):
-        batches_of(files, rank=rank, world=world)
+def test_a_process_reads_only_its_part(files):
+    order = EpochOrder(11, 4, 7)
+    own = {number for step in range(2) for number in order.indices(step)[2:].tolist()}
+    for number in set(range(11)) - own:
+        files.path(number).unlink()
+    assert len(list(batches_of(files, part=slice(2, 4), end=2).between(0, 2))) == 2
 
 
 def test_seeds_and_epochs_differ(files):
@@ -115,9 +116,9 @@ def test_seeds_and_epochs_differ(files):
 def test_each_image_is_evaluated_once_whatever_the_ranks(files, world):
     seen = []
     for rank in range(world):
-        batches = EvaluationBatches(files, batch_size=3, rank=rank, world=world)
-        found = list(batches)
-        assert len(found) == len(batches) == -(-len(share_of(11, rank, world)) // 3)
+        part = slice(11 * rank // world, 11 * (rank + 1) // world)
+        found = list(StreamedImages(files, batch_size=3, part=part))
+        assert len(found) == -(-(part.stop - part.start) // 3)
         for indices, images, labels in found:
             assert torch.equal(labels, files.labels[indices])
             for i, image in zip(indices.tolist(), images, strict=True):
@@ -126,8 +127,20 @@ def test_each_image_is_evaluated_once_whatever_the_ranks(files, world):
     assert seen == list(range(11))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_by_number_are_the_same_in_a_row_and_out_of_it(files, workers):
+    images = StreamedImages(files, batch_size=3, part=slice(2, 11), workers=workers)
+    assert len(images) == 11
+    # In a row, again, skipping one, other numbers than a batch's, another part's, in no order.
+    asked = [[2, 3, 4], [5, 6, 7], [2, 3, 4], [8, 9, 10], [3, 4, 5], [2, 3], [0, 1], [10, 4, 0], []]
+    for numbers in asked:
+        found, labels = images.batch(torch.tensor(numbers, dtype=torch.int64))
+        assert torch.equal(found, central_batch(files, numbers))
+        assert torch.equal(labels, files.labels[torch.tensor(numbers, dtype=torch.int64)])
+
+
 def test_evaluation_with_workers_and_without(files):
-    found = list(EvaluationBatches(files, batch_size=4, workers=2))
+    found = list(StreamedImages(files, batch_size=4, workers=2))
     assert [len(indices) for indices, _, _ in found] == [4, 4, 3]
     assert torch.equal(torch.cat([images for _, images, _ in found]), central_batch(files, range(11)))
 
@@ -137,7 +150,7 @@ def test_a_damaged_file_is_named_and_nothing_else_is_said(files, workers):
     path = files.path(6)
     path.write_bytes(path.read_bytes()[:-40])
     for batches in (
-        EvaluationBatches(files, batch_size=4, workers=workers),
+        StreamedImages(files, batch_size=4, workers=workers),
         batches_of(files, batch_size=11, workers=workers).between(0, 1),
     ):
         with pytest.raises(ImageFileError, match=r"^\S*/06\.JPEG cannot be decoded as an image"):
@@ -148,6 +161,6 @@ def test_numbers_out_of_range_are_refused(files):
     with pytest.raises(ValueError, match="batch_size = 12 must be between 1 and the 11 training images"):
         batches_of(files, batch_size=12)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        EvaluationBatches(files, batch_size=0)
+        StreamedImages(files, batch_size=0)
     with pytest.raises(ValueError, match="workers must not be negative, got -1"):
-        EvaluationBatches(files, batch_size=1, workers=-1)
+        StreamedImages(files, batch_size=1, workers=-1)

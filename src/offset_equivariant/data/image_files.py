@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from offset_equivariant.data.labelled_images import check_split
+from offset_equivariant.data.locations import DataError
 
 
-class ImageDataError(ValueError):
+class ImageDataError(DataError):
     """Image files that cannot be used; the message names them and says what is wrong."""
 
 
@@ -98,6 +99,10 @@ class ImageFiles:
     def path(self, index: int) -> Path:
         """The file of the image ``index``."""
         return self.folder / os.fsdecode(self.names[index])
+
+    def to(self, device: torch.device | str) -> ImageFiles:
+        """The same files: they stay on disk, and what reads them is told where its batches go."""
+        return self
 
     @cached_property
     def sha256(self) -> str:

@@ -1,12 +1,13 @@
 """Batches of images that worker processes decode and crop while the network computes.
 
 Nothing here has a state that must be saved, and nothing depends on how many processes there are: the images of a step
-and their crops are functions of (seed, step), and the ranks of a distributed training share what one would have seen.
+and their crops are functions of (seed, step), and each of several ranks reads its part of what one would have seen.
 What workers hand over are bytes; colour is computed from them in batches, on the device.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,17 +21,8 @@ from offset_equivariant.data.decoding import decode_image_file
 from offset_equivariant.data.image_files import ImageFileError, ImageFiles
 
 _PREFETCHED = 2  # batches a worker makes ahead
-
-
-def share_of(count: int, rank: int, world: int) -> range:
-    """Return the part of ``range(count)`` that a rank takes: contiguous, and as long as the others' but for one.
-
-    Raises:
-        ValueError: when ``rank`` is not in 0 to ``world`` - 1.
-    """
-    if not 0 <= rank < world:
-        raise ValueError(f"rank = {rank} must lie in 0 to world - 1 = {world - 1}")
-    return range(count * rank // world, count * (rank + 1) // world)
+_ALL = slice(None)
+_CPU = torch.device("cpu")
 
 
 class StreamedBatches:
@@ -42,14 +34,12 @@ class StreamedBatches:
         batch_size: images a step, of all ranks together.
         seed: of the images' order, crops and flips.
         end: number of steps of the training; no batch is made ahead beyond it.
-        rank: number of this process; it gets the ``rank``-th part of each batch, B = batch_size / world.
-        world: number of processes.
+        part: those of a step's images that this process gets, and reads.
         workers: processes that decode; 0 to decode in this one, when a batch is asked for.
-        pin_memory: whether batches are to be copied to a CUDA device.
+        device: where the batches go.
 
     Raises:
-        ValueError: when there are fewer images than one batch takes, ``world`` does not divide the batch, or a number
-            is out of range.
+        ValueError: when there are fewer images than one batch takes, or a number is out of range.
     """
 
     def __init__(
@@ -60,17 +50,14 @@ class StreamedBatches:
         batch_size: int,
         seed: int,
         end: int,
-        rank: int = 0,
-        world: int = 1,
+        part: slice = _ALL,
         workers: int = 0,
-        pin_memory: bool = False,
+        device: torch.device = _CPU,
     ) -> None:
-        part = share_of(batch_size, rank, world)
-        if batch_size % world:
-            raise ValueError(f"batch_size = {batch_size} cannot be divided among {world} processes; give a multiple")
+        self.batch_size = batch_size
         self._batches = _TrainingBatches(files, crops, batch_size, seed, part)
         self._end = end
-        self._loader = _Loader(workers, pin_memory)
+        self._loader = _Loader(workers, device)
         self._open: Iterator[tuple[Tensor, Tensor]] | None = None
         self._next = 0
 
@@ -79,7 +66,7 @@ class StreamedBatches:
         return self._batches.order.steps_per_epoch
 
     def indices(self, step: int) -> Tensor:
-        """Return the numbers of this rank's images at a step, (B,)."""
+        """Return the numbers of this process's images at a step, (B,)."""
         return self._batches.indices(step)
 
     def between(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -110,20 +97,19 @@ class StreamedBatches:
         self._open = None
 
 
-class EvaluationBatches:
-    """Batches of this process's share of the images, each once, without chance: resized, and cropped centrally.
+class StreamedImages:
+    """Images by number, without chance: resized, and cropped centrally.
 
     Iterating gives image numbers (B,), uint8 images (B, 3, size, size) and labels (B,), in the order of the numbers.
-    The last batch may be smaller. The numbers are those in ``files``, whatever the rank: what is drawn for an image at
+    The last batch may be smaller. The numbers are those in ``files``, whatever the part: what is drawn for an image at
     test time depends on them.
 
     Args:
         files: the images.
         batch_size: images at a time, of this process.
-        rank: number of this process.
-        world: number of processes.
+        part: those of the images that this process reads when they are asked for in a row.
         workers: processes that decode; 0 to decode in this one.
-        pin_memory: whether batches are to be copied to a CUDA device.
+        device: where the batches go.
 
     Raises:
         ValueError: when a number is out of range.
@@ -134,31 +120,53 @@ class EvaluationBatches:
         files: ImageFiles,
         *,
         batch_size: int,
-        rank: int = 0,
-        world: int = 1,
+        part: slice = _ALL,
         workers: int = 0,
-        pin_memory: bool = False,
+        device: torch.device = _CPU,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self._batches = _CentralBatches(files, batch_size, share_of(len(files), rank, world))
-        self._loader = _Loader(workers, pin_memory)
+        self._files = files
+        self._device = device
+        self._batches = _CentralBatches(files, batch_size, range(len(files))[part])
+        self._loader = _Loader(workers, device)
+        self._open: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
+        self._next = 0
 
     def __len__(self) -> int:
-        """Number of batches."""
-        return len(self._batches)
+        """Number of images, of all parts."""
+        return len(self._files)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Read the images anew.
+        """Read this process's part anew.
 
         Raises:
             ImageFileError: when a file cannot be decoded; names it.
         """
-        return self._loader.run(self._batches, range(len(self)))
+        return self._loader.run(self._batches, range(len(self._batches)))
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images of any numbers, (B,), and their labels.
+
+        They were read ahead where they are the part's next ``batch_size``, from the first on.
+
+        Raises:
+            ImageFileError: when a file cannot be decoded; names it.
+        """
+        number = self._batches.number_of(indices)
+        if number is None:
+            images = central_batch(self._files, indices.tolist())
+            return images.to(self._device), self._files.labels[indices.cpu()].to(self._device)
+        if number == 0 or number != self._next:
+            self._open = self._loader.run(self._batches, range(number, len(self._batches)))
+        assert self._open is not None
+        self._next = number + 1
+        _, images, labels = next(self._open)
+        return images, labels
 
 
 def central_batch(files: ImageFiles, indices: Sequence[int] | Tensor) -> Tensor:
-    """Decode images in this process as `EvaluationBatches` does: uint8 (N, 3, size, size).
+    """Decode images in this process as `StreamedImages` does: uint8 (N, 3, size, size).
 
     Raises:
         ImageFileError: when a file cannot be decoded; names it.
@@ -175,14 +183,14 @@ def _stacked(files: ImageFiles, indices: Sequence[int], changes: Sequence[Callab
 
 
 class _TrainingBatches(Dataset[Any]):
-    """A rank's part of each step's batch, by step."""
+    """A process's part of each step's batch, by step."""
 
-    def __init__(self, files: ImageFiles, crops: RandomCrops, batch_size: int, seed: int, part: range) -> None:
+    def __init__(self, files: ImageFiles, crops: RandomCrops, batch_size: int, seed: int, part: slice) -> None:
         self.order = EpochOrder(len(files), batch_size, seed)
         self._files = files
         self._crops = crops
         self._seed = seed
-        self._part = slice(part.start, part.stop)
+        self._part = part
 
     def indices(self, step: int) -> Tensor:
         return self.order.indices(step)[self._part]
@@ -190,13 +198,13 @@ class _TrainingBatches(Dataset[Any]):
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         indices = self.indices(step)
         # Drawn for the whole batch, so that an image has its crop on whatever rank it is.
-        drawn = self._crops.draw(self.order.batch_size, step_generator(self._seed, step, stream=1))[self._part]
+        drawn = self._crops.draw(self.order.batch_size, step_generator(self._seed, step, stream=2))[self._part]
         changes = [lambda image, numbers=row: self._crops.apply(image, self._files.size, numbers) for row in drawn]
         return _stacked(self._files, indices.tolist(), changes), self._files.labels[indices]
 
 
 class _CentralBatches(Dataset[Any]):
-    """A rank's images in batches, by the batch's number."""
+    """A process's images in batches, by the batch's number."""
 
     def __init__(self, files: ImageFiles, batch_size: int, part: range) -> None:
         self._files = files
@@ -206,19 +214,30 @@ class _CentralBatches(Dataset[Any]):
     def __len__(self) -> int:
         return -(-len(self._part) // self._batch_size)
 
+    def number_of(self, indices: Tensor) -> int | None:
+        """Return which batch these images are; None if they are none."""
+        first = int(indices[0]) if len(indices) else -1
+        if first not in self._part:
+            return None
+        number = self._part.index(first) // self._batch_size
+        return number if indices.tolist() == list(self._indices(number)) else None
+
+    def _indices(self, batch: int) -> range:
+        return self._part[batch * self._batch_size : (batch + 1) * self._batch_size]
+
     def __getitem__(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        indices = torch.tensor(self._part[batch * self._batch_size : (batch + 1) * self._batch_size])
+        indices = torch.tensor(self._indices(batch))
         return indices, central_batch(self._files, indices), self._files.labels[indices]
 
 
 class _Loader:
-    """Runs a data set whose items are batches through torch's loader."""
+    """Runs a data set whose items are batches of tensors through torch's loader, on to the device."""
 
-    def __init__(self, workers: int, pin_memory: bool) -> None:
+    def __init__(self, workers: int, device: torch.device) -> None:
         if workers < 0:
             raise ValueError(f"workers must not be negative, got {workers}")
         self._workers = workers
-        self._pin_memory = pin_memory
+        self._device = device
 
     def run(self, batches: Dataset[Any], numbers: range) -> Iterator[Any]:
         loader = DataLoader(
@@ -227,7 +246,8 @@ class _Loader:
             sampler=numbers,
             num_workers=self._workers,
             collate_fn=_unchanged,
-            pin_memory=self._pin_memory,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
             prefetch_factor=_PREFETCHED if self._workers else None,
             # The loader draws a seed for its workers, which do not use it: not from the global generator, whose state
             # a training that is taken up again must find as it was.
@@ -236,7 +256,7 @@ class _Loader:
         for batch in loader:
             if isinstance(batch, ImageFileError):
                 raise batch
-            yield batch
+            yield tuple(part.to(self._device, non_blocking=True) for part in batch)
 
 
 class _Caught(Dataset[Any]):
@@ -250,6 +270,11 @@ class _Caught(Dataset[Any]):
             return self._batches[number]
         except ImageFileError as error:
             return error
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which comes to all processes, to the one that trains: it ends the workers when it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:
