@@ -382,7 +382,7 @@ def test_preprocessing_row_balances_training_and_test_images(make_settings, tiny
     task = building.plan_training(config, building.build_network(config), building.load_split(config, "train")).task
     assert isinstance(task, RecognitionTraining)
     images = synthetic_images("train", n_train=64).images
-    torch.testing.assert_close(task._images, pipeline(decode_srgb(images)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(task._batches._images, pipeline(decode_srgb(images)), atol=1e-6, rtol=0)
 
 
 def test_checkpoints_hold_no_code_and_the_whole_state(done):

@@ -20,7 +20,7 @@ from offset_equivariant.data.image_files import ImageDataError
 from offset_equivariant.data.image_folders import Published, read_image_folder, wnids_sha256
 from offset_equivariant.data.imagenette import CLASSES, IMAGENETTE, load_imagenette
 from offset_equivariant.data.locations import DataNotFoundError, data_directories
-from offset_equivariant.data.streaming import EvaluationBatches
+from offset_equivariant.data.streaming import StreamedImages
 from offset_equivariant.provenance import repository_root
 
 WNIDS = ("n00000001", "n00000002", "n00000009")
@@ -287,7 +287,7 @@ def test_statistics_of_imagenette(real_imagenette):
         "log_rgb_absolute": ChannelStatistics("log_rgb", AbsoluteClipping()),
         "log_rgb_relative": ChannelStatistics("log_rgb", RelativeClipping()),
     }
-    for _, images, _ in EvaluationBatches(real_imagenette["train"], batch_size=250):
+    for _, images, _ in StreamedImages(real_imagenette["train"], batch_size=250):
         histograms = byte_histograms(images)
         for statistics in spaces.values():
             statistics.update(histograms)

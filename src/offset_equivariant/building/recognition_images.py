@@ -29,7 +29,7 @@ from offset_equivariant.data.cropping import RandomCrops
 from offset_equivariant.data.photo_folders import check_photo_options
 from offset_equivariant.data.streaming import StreamedBatches, StreamedImages
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, kept_batches
-from offset_equivariant.training.ranks import own_part
+from offset_equivariant.training.ranks import is_first, own_part
 
 
 def check_dataset(config: ExperimentConfig) -> None:
@@ -89,6 +89,8 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages | ImageFi
     options = dict(dataset.options)
     if downloads(dataset.name):
         options["download"] = dataset.download
+    if dataset.name in FILE_DATASETS:
+        options["progress"] = config.runtime.progress and is_first()
     images = load_dataset(dataset.name, source, data_directories(config.paths.data), **options)
     _require_classes(config, len(images.classes))
     if source == "train" and len(images) - held_out < config.train.batch_size:

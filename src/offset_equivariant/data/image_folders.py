@@ -90,7 +90,7 @@ def read_image_folder(
     names: list[bytes] = []
     sizes: list[int] = []
     counts: list[int] = []
-    for wnid in tqdm(wnids, f"list {published.name} {split}", unit="class", disable=not progress):
+    for wnid in tqdm(wnids, f"list {published.name} {split}", unit="class", disable=None if progress else True):
         found = _images_in(folder / wnid)
         names += [os.fsencode(f"{wnid}/{name}") for name, _ in found]
         sizes += [length for _, length in found]
@@ -133,7 +133,7 @@ def check_decoding(files: ImageFiles, sample: int = SAMPLE, *, progress: bool = 
             pool.map(problem, chosen),
             f"decode {files.name} {files.split}",
             len(chosen),
-            disable=not progress,
+            disable=None if progress else True,
             unit="image",
         )
         problems = [message for message in bar if message is not None]
