@@ -141,7 +141,10 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="default: every seed that is released, or 0 to train")
     parser.add_argument("--results", default="runs/reproduction", help="where records, tables and figures are written")
     parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
-    parser.add_argument("--dataset", help="of table2: imagenette, the default, or ilsvrc12; of table4: facades, the default, or paris_street_view")
+    parser.add_argument(
+        "--dataset",
+        help="of table2: imagenette, the default, or ilsvrc12; of table4: facades, the default, or paris_street_view",
+    )
     arguments = parser.parse_args(words)
     arguments.dataset = arguments.dataset or DATASETS[arguments.table][0]
     if arguments.dataset not in DATASETS[arguments.table]:

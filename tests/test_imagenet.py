@@ -1,5 +1,7 @@
 """Recognition of images that are files: from configuration to record, on drawn images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -131,7 +133,7 @@ def test_a_damaged_file_ends_the_training_and_is_named(tiny, workers, tmp_path):
         copy.parent.mkdir(parents=True, exist_ok=True)
         content = images.path(index).read_bytes()
         copy.write_bytes(content[: len(content) // 2] if index == 11 else content)
-    object.__setattr__(images, "folder", tmp_path / "copy")
+    images = replace(images, folder=tmp_path / "copy")
     task = building.plan_training(config, building.build_network(config), images).task
     with pytest.raises(ImageFileError, match=rf"^{images.path(11)} cannot be decoded as an image"):
         for step in range(5):
@@ -165,7 +167,11 @@ def test_the_network_that_balances_reads_folders_of_photos(make_settings):
 
 
 def test_crops_of_files_are_not_for_images_in_memory(make_settings):
-    words = ("experiment=table1_original", "train=smoke", "train.random_resized_crop={area: [0.5, 1], aspect_ratio: [1, 1]}")
+    words = (
+        "experiment=table1_original",
+        "train=smoke",
+        "train.random_resized_crop={area: [0.5, 1], aspect_ratio: [1, 1]}",
+    )
     with pytest.raises(ConfigError, match=r"does not fit dataset synthetic, which is kept whole in memory; give null"):
         building.check_components(experiment_config(make_settings(*words)))
 

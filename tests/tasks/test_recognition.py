@@ -215,6 +215,35 @@ def test_recovery_error_is_the_angle_between_mean_colour_and_applied_light(image
     assert metric == "recovery_error_degrees" and summarise(found.numpy()) == sorted(found.tolist())[1]
 
 
+def test_a_part_of_a_batch_is_changed_as_in_the_whole(images):
+    """Whatever the number of ranks: random numbers are drawn for the images of all."""
+    batch = images.images[:8]
+    changes = Augmentation(4, True, ColorJitter(0.4, 0.4, 0.4, 0.5), IlluminantAugmentation(0.9))
+
+    def changed(part):
+        generator = step_generator(5, 2, stream=1)
+        linear = changes.colours(batch[part], generator, 8, part)
+        return changes.place(linear, generator, 8, part)
+
+    whole = changed(slice(0, 8))
+    for part in (slice(0, 4), slice(4, 8), slice(2, 3)):
+        torch.testing.assert_close(changed(part), whole[part], rtol=0, atol=1e-6)
+    assert (whole - decode_srgb(batch)).abs().amax((1, 2, 3)).min() > 0.01
+
+
+def test_top_5_error_by_hand(images):
+    network = Seeing()
+    task = RecognitionEvaluation(network, images, SRGB, top5=True)
+    light = torch.tensor([1.0, 0.4, 0.2]).expand(40, 3)
+    found = task.measure(task.open_batch(torch.arange(40)), light)["top5_error"]
+    with torch.no_grad():
+        scores = network.linear(network.seen[-1].flatten(1))
+    better = (scores > scores.gather(1, images.labels[:, None])).sum(1)
+    assert torch.equal(found, better >= 5) and 0 < found.sum() < 40
+    metric, summarise = task.summaries["top5_error_percent"]
+    assert metric == "top5_error" and summarise(found.numpy()) == 100 * (better >= 5).double().mean().item()
+
+
 def test_without_balancing_no_light_is_recovered(images):
     task = RecognitionEvaluation(Seeing(), images, SRGB)
     found = task.measure(task.open_batch(torch.arange(3)), torch.ones(3, 3))

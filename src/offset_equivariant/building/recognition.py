@@ -103,9 +103,7 @@ def build_augmentation(config: ExperimentConfig) -> Augmentation:
     )
 
 
-def plan_training(
-    config: ExperimentConfig, network: nn.Module, images: LabelledImages | ImageFiles
-) -> PlannedTraining:
+def plan_training(config: ExperimentConfig, network: nn.Module, images: LabelledImages | ImageFiles) -> PlannedTraining:
     """Build the training of a network, which is on the device, on images that are there too, or on disk."""
     recipe = config.train
     parts = recipe.accumulate or 1
@@ -115,7 +113,11 @@ def plan_training(
             f"of ranks, {ranks()}"
         )
     device = _device_of(network)
-    setting, pipeline, augmentation = runtime_setting(config, device), build_pipeline(config), build_augmentation(config)
+    setting, pipeline, augmentation = (
+        runtime_setting(config, device),
+        build_pipeline(config),
+        build_augmentation(config),
+    )
     if recipe.synchronise_batch_norm:
         synchronise_batch_norm_(network)
     task = RecognitionTraining(

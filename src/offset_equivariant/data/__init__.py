@@ -121,6 +121,8 @@ def describe_dataset(name: str, **options: Any) -> DatasetDescription:
     if name == "cifar10":
         return DatasetDescription(len(CLASSES), {"train": 50_000, "test": 10_000})
     if name == "imagenet_synthetic":
-        return DatasetDescription(DRAWN_CLASSES, {"train": options.get("n_train", 128), "test": options.get("n_test", 64)})
+        return DatasetDescription(
+            DRAWN_CLASSES, {"train": options.get("n_train", 128), "test": options.get("n_test", 64)}
+        )
     chosen = synthetic_arguments(**options)
     return DatasetDescription(chosen["classes"], {"train": chosen["n_train"], "test": chosen["n_test"]})
