@@ -38,8 +38,8 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
         check_arguments(_read_photos, config.dataset.options, "dataset.options", ("progress",))
     elif config.dataset.name not in DATASETS:
         raise ConfigError(
-            f"dataset {config.dataset.name} is not for quasi_unsupervised: give dataset=photo_folder, with its folder of "
-            "training images as dataset.options.folder"
+            f"dataset {config.dataset.name} is not for quasi_unsupervised: give dataset=photo_folder, with the folder "
+            "of its training images as dataset.options.folder"
         )
     else:
         check_arguments(options_of(config.dataset.name), config.dataset.options, "dataset.options", NO_OPTIONS)

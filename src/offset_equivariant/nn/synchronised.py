@@ -5,7 +5,7 @@ Off unless :func:`synchronise_batch_norm_` has switched it on, and without effec
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -84,4 +84,4 @@ def synchronise_batch_norm_(network: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if not hasattr(module, "synchronised"):
                 raise TypeError(f"{name or 'the network'} is a {type(module).__name__}, which cannot be synchronised")
-            module.synchronised = True
+            cast(Any, module).synchronised = True

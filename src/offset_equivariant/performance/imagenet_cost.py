@@ -98,16 +98,17 @@ def render_costs(found: dict[str, Any]) -> str:
             "# What Table 2 costs",
             "",
             f"ResNet-50 with 1,000 classes at {SIDE} x {SIDE} pixels. Operations are those of convolutions and matrix "
-            f"products, a multiplication and an addition being two. Images a second: training steps of {found['batch']} "
-            f"images on {found['threads']} thread of {found['processor']} (processor time, torch {found['torch']}, commit "
-            f"{found['commit'][:8]}).",
+            "products, a multiplication and an addition being two. Images a second: training steps of "
+            f"{found['batch']} images on {found['threads']} thread of {found['processor']} (processor time, torch "
+            f"{found['torch']}, commit {found['commit'][:8]}).",
             "",
             f"**GPU-hours are an estimate**, of {EPOCHS} epochs of {ILSVRC12.images['train']:,} images, and of "
             f"{len(SATURATIONS)} saturations of {ILSVRC12.images['test']:,}: the original's operations at an assumed "
-            f"{SUSTAINED_TFLOPS:.0f} TFLOP/s ({GPU}); the equivariant network's, that times the ratio of the steps measured "
-            "here. Nobody has run it.",
+            f"{SUSTAINED_TFLOPS:.0f} TFLOP/s ({GPU}); the equivariant network's, that times the ratio of the steps "
+            "measured here. It has not been run.",
             "",
-            "| ResNet-50 | GFLOP, forward | GFLOP, training | images/s | step, ratio | GPU-hours, training | evaluation |",
+            "| ResNet-50 | GFLOP, forward | GFLOP, training | images/s | step, ratio "
+            "| GPU-hours, training | evaluation |",
             "|---|---:|---:|---:|---:|---:|---:|",
             *lines,
             "",

@@ -131,8 +131,8 @@ TABLE1 = TableDescription(
     axis="Test error (%)",
 )
 _SMALL_BALANCER = (
-    "The network that balances is a small one, trained on CIFAR-10, which looks at images reduced to 32 x 32 pixels; the "
-    "paper's has 54 million parameters and was trained on ILSVRC-12."
+    "The network that balances is a small one, trained on CIFAR-10, which looks at images reduced to 32 x 32 pixels; "
+    "the paper's has 54 million parameters and was trained on ILSVRC-12."
 )
 TABLE2 = TableDescription(
     number=2,

@@ -143,8 +143,8 @@ class RecognitionTraining:
     ) -> None:
         if accumulate < 1 or batches.batch_size % (ranks() * accumulate):
             raise ValueError(
-                f"batch_size = {batches.batch_size} cannot be divided among {ranks()} ranks in accumulate = {accumulate} parts "
-                "each"
+                f"batch_size = {batches.batch_size} cannot be divided among {ranks()} ranks in accumulate = "
+                f"{accumulate} parts each"
             )
         self.network = network
         self.optimizer = optimizer

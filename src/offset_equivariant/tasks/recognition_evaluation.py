@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +71,16 @@ class RecognitionEvaluation:
         channels_last: bool = False,
         top5: bool = False,
     ) -> None:
-        #: metric -> the outcome it summarises, and how.
-        self.summaries: dict[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = {
+        summaries: dict[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = {
             "error_percent": ("error", _percent),
             "posterior_change": ("posterior_change", lambda change: float(change.max())),
         }
         if top5:
-            self.summaries["top5_error_percent"] = ("top5_error", _percent)
+            summaries["top5_error_percent"] = ("top5_error", _percent)
         if pipeline.balances:
-            self.summaries[f"median_{RECOVERY}"] = (RECOVERY, STATISTICS["median"])
+            summaries[f"median_{RECOVERY}"] = (RECOVERY, STATISTICS["median"])
+        #: metric -> the outcome it summarises, and how.
+        self.summaries: Mapping[str, tuple[str, Callable[[npt.NDArray[Any]], float]]] = summaries
         self.network = network
         self.images = len(images)
         self._data = images
