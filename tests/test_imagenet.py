@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from offset_equivariant import building
 from offset_equivariant.building import recognition
@@ -19,6 +20,7 @@ from offset_equivariant.data.imagenet_synthetic import load_imagenet_synthetic
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.tracking import NullTracker
 from offset_equivariant.runs import Run
+from offset_equivariant.tasks.recognition import RecognitionTraining
 from offset_equivariant.training.schedules import make_schedule
 
 CPU = torch.device("cpu")
@@ -112,6 +114,28 @@ def test_a_run_from_files_to_record(tiny):
     assert record.data_sha256 == {
         split: load_imagenet_synthetic(split, [], n_train=40, n_test=26).sha256 for split in ("train", "test")
     }
+
+
+def test_a_training_that_was_killed_ends_with_the_same_weights(tiny, tmp_path, monkeypatch):
+    def weights_of(*words):
+        run = Run(tiny("augmentation", "mode=train", "train.log_every=1", "train.checkpoint_seconds=0", *words))
+        run_experiment(run, NullTracker())
+        return load_file(run.weights_path)
+
+    whole = weights_of(f"paths.runs={tmp_path}/whole")
+    step = RecognitionTraining.training_step
+
+    def killed(task, number, factor):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(task, number, factor)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RecognitionTraining, "training_step", killed)
+        weights_of("runtime.workers=1")
+    resumed = weights_of("runtime.workers=1")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(values, resumed[name]) for name, values in whole.items())
 
 
 def test_validation_images_are_held_out_of_the_training_files(tiny):

@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +80,19 @@ def test_a_run_that_is_taken_up_again_sees_the_same(files):
     for step in (-1, 5):
         with pytest.raises(IndexError, match=f"step = {step} is not in 0 to 4"):
             batches.batch(step)
+
+
+def test_ctrl_c_is_left_to_the_process_that_trains(files):
+    """It comes to all processes; what is trained is saved first, for which batches may still be needed."""
+    steps = batches_of(files, workers=1, end=12).between(0, 12)
+    found = [next(steps)]
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+    found += list(steps)
+    assert all(same(a, b) for a, b in zip(found, batches_of(files, end=12).between(0, 12), strict=True))
 
 
 def test_the_global_generator_is_left_alone(files):
