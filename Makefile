@@ -17,7 +17,8 @@ REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--see
 STAMP := $(VENV)/.installed-$(shell { pwd; cat requirements.lock pyproject.toml; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test reproduce-table1 reproduce-table3 reproduce-table4 tables figures benchmark costs clean-venv
+.PHONY: help install lint format test reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 tables figures \
+	benchmark costs clean-venv
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ test: lint ## Run lint, then all tests
 
 reproduce-table1: $(STAMP) ## Table 1, Figures 2 and 3 [FROM=released|scratch] [PRESET=fast|paper|smoke] [SEED=] [RESULTS=runs/reproduction]
 	$(PY) scripts/reproduce.py table1 $(REPRODUCE)
+
+reproduce-table2: $(STAMP) ## Table 2 and Figure 4, on a part of ILSVRC-12 or on all of it [DATASET=imagenette|ilsvrc12, FROM, PRESET, SEED, RESULTS likewise]
+	$(PY) scripts/reproduce.py table2 $(REPRODUCE)
 
 reproduce-table3: $(STAMP) ## Table 3, Figures 5 and 6, from the NUS images in OEN_DATA_DIR [FROM, PRESET, SEED, RESULTS likewise]
 	$(PY) scripts/reproduce.py table3 $(REPRODUCE)

@@ -39,11 +39,16 @@ from offset_equivariant.training.weights import read_digests
 ROOT = provenance.repository_root()
 RELEASED = ROOT / "results"
 #: Seeds of the networks that are released.
-SEEDS = {"table1": (0,), "table3": (0, 1, 2), "table4": (0,)}
+SEEDS = {"table1": (0,), "table2": (0,), "table3": (0, 1, 2), "table4": (0,)}
 #: What a table's presets are called in conf/train, before the preset's own name.
-PRESETS = {"table1": "", "table3": "nus_", "table4": "inpainting_"}
+PRESETS = {"table1": "", "table2": "imagenet_", "table3": "nus_", "table4": "inpainting_"}
 #: Data sets that a table can be had on: the usual one first, the paper's last.
-DATASETS = {"table1": ("cifar10",), "table3": ("nus",), "table4": ("facades", "paris_street_view")}
+DATASETS = {
+    "table1": ("cifar10",),
+    "table2": ("imagenette", "ilsvrc12"),
+    "table3": ("nus",),
+    "table4": ("facades", "paris_street_view"),
+}
 
 
 def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
@@ -135,7 +140,10 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="default: every seed that is released, or 0 to train")
     parser.add_argument("--results", default="runs/reproduction", help="where records, tables and figures are written")
     parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
-    parser.add_argument("--dataset", help="of table4: facades, the default, or paris_street_view")
+    parser.add_argument(
+        "--dataset",
+        help="of table2: imagenette, the default, or ilsvrc12; of table4: facades, the default, or paris_street_view",
+    )
     arguments = parser.parse_args(words)
     arguments.dataset = arguments.dataset or DATASETS[arguments.table][0]
     if arguments.dataset not in DATASETS[arguments.table]:
@@ -172,8 +180,10 @@ def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> D
 
 
 def draw_images(arguments: argparse.Namespace, evaluated: dict[str, int]) -> None:
-    """Draw the table's figure of images, where all of its networks were evaluated, by experiment and seed."""
-    panel = PANELS[arguments.dataset]
+    """Draw the table's figure of images, if it has one and all of its networks were evaluated."""
+    panel = PANELS.get(arguments.dataset)
+    if panel is None:
+        return
     absent = [name for name in panel.values() if found_experiment(name, arguments) not in evaluated]
     if absent:
         print(f"the figure of images is not drawn without {', '.join(absent)}", file=sys.stderr)

@@ -29,7 +29,7 @@ def changed(settings: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 #: Experiments by how their names begin, and how the names of their presets begin.
-PREFIXES = {"table1_": "", "search_": "", "table3_": "nus_", "search_nus_": "nus_"}
+PREFIXES = {"table1_": "", "search_": "", "table2_": "imagenet_", "table3_": "nus_", "search_nus_": "nus_"}
 PREFIXES |= {"table4_": "inpainting_", "search_inpainting_": "inpainting_", "quasi_unsupervised": "quasi_"}
 
 
@@ -50,7 +50,7 @@ def test_every_experiment_is_valid_with_every_preset(make_settings, experiment):
             suffix = "" if preset == "fast" else f"_{preset}"
             assert config.experiment == experiment + suffix
             number, row = experiment.removeprefix("table").split("_", 1)
-            assert (config.table, config.row) == (int(number), row.removeprefix("facades_"))
+            assert (config.table, config.row) == (int(number), row.removeprefix("facades_").removeprefix("imagenette_"))
 
 
 @pytest.mark.parametrize("experiment", ["table4_original", "table4_equivariant", "table4_equivariant_relative"])
@@ -137,7 +137,11 @@ WRONG = [
     ("dataset.classes", 0, "dataset.classes = 0 must be positive"),
     ("dataset.download", "yes", "dataset.download = 'yes' must be true or false"),
     ("dataset.validation_images", -5, "must not be negative"),
-    ("dataset.statistics", {}, "dataset cifar10 has no statistics 'log_rgb_absolute'"),
+    (
+        "dataset.statistics",
+        {},
+        "dataset cifar10 has no statistics 'log_rgb_absolute'.*scripts/compute_statistics.py cifar10, and put them",
+    ),
     ("dataset.statistics.srgb.mean", [0.5, "x"], r"dataset.statistics.srgb.mean\[1\] = 'x' must be a number"),
     ("dataset.statistics.srgb.mean", 0.5, "dataset.statistics.srgb.mean = 0.5 must be a list"),
     ("model.architecture", "resnet21", "one of resnet8, resnet20, resnet32"),

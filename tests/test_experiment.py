@@ -23,7 +23,8 @@ from offset_equivariant.reporting.records import Record, outcomes_path, read_out
 from offset_equivariant.reporting.tracking import NullTracker, Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
 from offset_equivariant.storage import locked
-from offset_equivariant.tasks.recognition import RecognitionEvaluation, RecognitionTraining
+from offset_equivariant.tasks.recognition import RecognitionTraining
+from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.weights import add_digest, load_weights
 
@@ -381,7 +382,7 @@ def test_preprocessing_row_balances_training_and_test_images(make_settings, tiny
     task = building.plan_training(config, building.build_network(config), building.load_split(config, "train")).task
     assert isinstance(task, RecognitionTraining)
     images = synthetic_images("train", n_train=64).images
-    torch.testing.assert_close(task._images, pipeline(decode_srgb(images)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(task._batches._images, pipeline(decode_srgb(images)), atol=1e-6, rtol=0)
 
 
 def test_checkpoints_hold_no_code_and_the_whole_state(done):

@@ -167,7 +167,7 @@ def test_training_and_test_images_are_balanced_by_the_network(make_settings, tin
     linear = decode_srgb(images.images)
     light = torch.tensor([1.0, 0.4, 0.2])
     for shown, given in (
-        (task._images, linear),
+        (task._batches._images, linear),
         (pipeline(apply_illuminant(linear, light)), linear * light[:, None, None]),
     ):
         expected = pipeline.representation(balance(given, estimate_illuminants(network, given)))

@@ -1,5 +1,6 @@
 """What the README shows is true: its example runs, its commands and files exist."""
 
+import json
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 
 from offset_equivariant.composition import checked_run
 from offset_equivariant.nn import check_equivariance
+from offset_equivariant.performance.imagenet_cost import GPU, SUSTAINED_TFLOPS, gpu_hours
 from offset_equivariant.provenance import repository_root
 
 ROOT = repository_root()
@@ -31,13 +33,22 @@ def compose_words(words: list[str]) -> DictConfig:
         return compose("config", words)
 
 
+def test_the_estimate_of_gpu_hours_is_the_committed_one():
+    found = json.loads((ROOT / "results" / "costs" / "imagenet.json").read_text())
+    hours = gpu_hours(found)
+    text = " ".join(README.split())
+    assert f"{hours['original']['training']:.0f} GPU-hours on an A100 for the original network" in text
+    assert f"and {hours['equivariant']['training']:.0f} for the equivariant one" in text
+    assert f"an assumed {SUSTAINED_TFLOPS:.0f} TFLOP/s" in text and "A100" in GPU
+
+
 def test_commands_experiments_and_links_exist():
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`?make ([a-z0-9-]+)", README)) <= targets
     experiments = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
-    shown = set(re.findall(r"`(table[134]_[a-z_]+)`", README))
+    shown = set(re.findall(r"`(table[1-4]_[a-z_]+)`", README))
     assert shown == {name for name in experiments if name.startswith("table")}
-    commands = re.findall(r"^python -m offset_equivariant ((?:.*\\\n)*.*)$", README, re.M)
+    commands = re.findall(r"^(?:python|torchrun .*) -m offset_equivariant ((?:.*\\\n)*.*)$", README, re.M)
     assert len(commands) >= 5
     for command in commands:
         words = command.replace("\\\n", " ").split("#")[0].split()

@@ -226,3 +226,24 @@ def test_table_4_knows_its_data_sets(capsys):
     with pytest.raises(SystemExit):
         module.parse_arguments(["table4", "--dataset", "nus"])
     assert "table4 is measured on facades or paris_street_view" in capsys.readouterr().err
+
+
+def test_table_2_on_drawn_files(tmp_path):
+    module = load_script("reproduce")
+    module.experiments_of = lambda table: [
+        "table2_imagenette_equivariant_relative",
+        "table2_imagenette_original",
+        "table2_original",
+    ]
+    settings = ["distortion.saturations=[0.0,0.5,0.9]", "dataset.options={n_train: 32, n_test: 20}"]
+    settings += ["runtime.threads=1", "runtime.progress=false", f"paths.runs={tmp_path}/runs", "train.epochs=1"]
+    words = ["table2", "--from", "scratch", "--preset", "smoke", "--logger", "none", "--results", f"{tmp_path}/results"]
+    assert module.main(words, settings) == 0
+    records = {record.row: record for record in find_records(tmp_path / "results", table=2)}
+    assert set(records) == {"original", "equivariant_relative"}
+    assert {record.dataset for record in records.values()} == {"imagenet_synthetic"}
+    text = (tmp_path / "results" / "tables" / "table2.md").read_text()
+    assert "Original, on imagenet_synthetic" in text and "Top-1 and top-5 error (%), S = 0.5" in text
+    assert (tmp_path / "results" / "figures" / "figure4.png").stat().st_size > 5_000
+    on_all = module.parse_arguments(["table2", "--dataset", "ilsvrc12", "--from", "scratch"])
+    assert module.runs_of(on_all) == [("table2_original", 0)]

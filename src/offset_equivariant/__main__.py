@@ -21,6 +21,7 @@ from offset_equivariant.reporting.records import Record, RecordError, record_pat
 from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import RunDirectoryError
 from offset_equivariant.training.loop import NonFiniteLossError, TrainingInterruptedError
+from offset_equivariant.training.ranks import is_first, joined_ranks
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,11 @@ EXPLAINED_ERRORS = (ConfigError, RunDirectoryError, RecordError, DataError, NonF
 
 def run_configuration(composed: DictConfig) -> Record | None:
     """Run one composed configuration; a failure leaves a file ``FAILED`` in the run's directory."""
+    with joined_ranks():
+        return _run_configuration(composed)
+
+
+def _run_configuration(composed: DictConfig) -> Record | None:
     run = checked_run(composed)
     config = run.config
     # Where weights from elsewhere are evaluated there is no run, and nothing is left where one would be.
@@ -37,7 +43,7 @@ def run_configuration(composed: DictConfig) -> Record | None:
     mark = directory / f"FAILED-{config.experiment}-seed{config.seed}" if config.weights else directory / "FAILED"
     mark.unlink(missing_ok=True)
     tracker = make_tracker(
-        config.logger.kind,
+        config.logger.kind if is_first() else "none",
         project=config.logger.project,
         name=f"{config.experiment}-seed{config.seed}",
         group=None if config.table is None else f"table{config.table}",

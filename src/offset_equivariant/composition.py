@@ -18,12 +18,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from offset_equivariant import provenance
 from offset_equivariant.building import check_components
 from offset_equivariant.config import TASKS, ConfigError, Task, task_of
+from offset_equivariant.data import FILE_DATASETS
 from offset_equivariant.runs import Run
 
 log = logging.getLogger(__name__)
 
 CONFIGURATION = provenance.repository_root() / "conf"
-#: What a task's presets are called in conf/train, before the preset's own name.
+#: What the presets of the data sets of Table 2 are called in conf/train, before the preset's own name.
+_IMAGENET = "imagenet_"
+#: What a task's other presets are called.
 _PRESET_PREFIXES: dict[Task, str] = {
     "recognition": "",
     "illuminant_estimation": "nus_",
@@ -85,7 +88,7 @@ def _name_changed_preset(settings: dict[str, Any]) -> None:
         )
     dataset = settings["dataset"]["name"]
     task = task_of(dataset, settings["model"]["architecture"]) if dataset in TASKS else "recognition"
-    group = _PRESET_PREFIXES[task] + preset
+    group = (_IMAGENET if dataset in FILE_DATASETS else _PRESET_PREFIXES[task]) + preset
     if preset == "smoke" or not (CONFIGURATION / "train" / f"{group}.yaml").exists():
         return
     words = [f"train={group}", *([f"experiment={name}"] if known else [])]

@@ -32,6 +32,9 @@ class DatasetConfig:
     name: Literal[
         "cifar10",
         "synthetic",
+        "ilsvrc12",
+        "imagenette",
+        "imagenet_synthetic",
         "nus",
         "nus_synthetic",
         "paris_street_view",
@@ -142,7 +145,7 @@ class DistortionConfig:
 class ScheduleConfig:
     """Learning rate over the steps, see :mod:`offset_equivariant.training.schedules`."""
 
-    name: Literal["one_cycle", "multi_step"]
+    name: Literal["one_cycle", "multi_step", "equal_stages"]
     options: dict[str, Any]
 
 
@@ -162,6 +165,16 @@ class InpaintingConfig:
 
 
 @dataclass(frozen=True)
+class RandomResizedCropConfig:
+    """Crops of a random part of an image, resized to the size of the data set's options (Szegedy et al. 2015)."""
+
+    #: Smallest and largest part of the image's area.
+    area: list[float]
+    #: Smallest and largest width over height.
+    aspect_ratio: list[float]
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The training recipe. Exactly one of ``epochs`` and ``steps`` is given."""
 
@@ -172,21 +185,38 @@ class TrainConfig:
     #: None: stochastic gradient descent.
     optimizer: Literal["adam", "adamw"] | None
     learning_rate: float
+    #: Batch size that ``learning_rate`` is meant for: with another one it is scaled in proportion (Goyal et al. 2017).
+    #: None: it is taken as it is.
+    reference_batch_size: int | None
     #: Of adam: its first decay rate, called beta 1.
     momentum: float
     nesterov: bool
     weight_decay: float
     label_smoothing: float
+    #: Parts of a batch that are computed one after the other, to save memory; batch normalisation sees one at a time.
+    #: None: 1.
+    accumulate: int | None
+    #: Whether batch normalisation sees all ranks' images, see :mod:`offset_equivariant.nn.synchronised`. None: no.
+    synchronise_batch_norm: bool | None
     #: Mixed precision of the forward pass; the weights stay float32.
     autocast: Literal["bfloat16"] | None
     schedule: ScheduleConfig
     crop_padding: int
     flip: bool
+    #: Of images of different sizes, which are files; None for the others.
+    random_resized_crop: RandomResizedCropConfig | None
     #: Side of the smallest random square crop, as a share of the image's; None for whole images.
     smallest_crop: float | None
     inpainting: InpaintingConfig | None
     log_every: int
     checkpoint_seconds: float
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Learning rate where the schedule's factor is 1, for this batch size."""
+        if self.reference_batch_size is None:
+            return self.learning_rate
+        return self.learning_rate * self.batch_size / self.reference_batch_size
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of optimisation steps."""
@@ -202,12 +232,15 @@ class RuntimeConfig:
 
     device: Literal["auto", "cuda", "mps", "cpu"]
     #: None: in image recognition what was fastest on this device, see :mod:`offset_equivariant.performance.settings`;
-    #: elsewhere channels-last, and no compiler.
+    #: elsewhere, and with images that are files, channels-last, and no compiler.
     channels_last: bool | None
     compile: bool | None
     threads: int | None
     progress: bool
     evaluation_batch_size: int
+    #: Processes that decode images, of each rank; 0: none beside itself. None: as many as cores are free, which on a
+    #: GPU are all, and on a CPU none.
+    workers: int | None
 
 
 @dataclass(frozen=True)
@@ -234,6 +267,9 @@ Task = Literal["recognition", "illuminant_estimation", "inpainting", "colour_con
 TASKS: dict[str, Task] = {
     "cifar10": "recognition",
     "synthetic": "recognition",
+    "ilsvrc12": "recognition",
+    "imagenette": "recognition",
+    "imagenet_synthetic": "recognition",
     "nus": "illuminant_estimation",
     "nus_synthetic": "illuminant_estimation",
     "paris_street_view": "inpainting",
@@ -250,18 +286,21 @@ _ARCHITECTURES: dict[Task, tuple[str, ...]] = {
 }
 #: Architectures that learn nothing.
 _UNTRAINED = ("image_statistics", "classical_inpainting")
+_ONLY_RECOGNITION = {
+    "reference_batch_size": None,
+    "crop_padding": 0,
+    "random_resized_crop": None,
+    "label_smoothing": 0.0,
+    "accumulate": None,
+    "synchronise_batch_norm": None,
+    "autocast": None,
+}
 #: Settings of a recipe that only some tasks have, and the value that stands for their absence.
 _UNUSED: dict[Task, dict[str, Any]] = {
     "recognition": {"smallest_crop": None, "inpainting": None},
-    "illuminant_estimation": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None, "inpainting": None},
-    "inpainting": {"crop_padding": 0, "label_smoothing": 0.0, "autocast": None, "smallest_crop": None},
-    "colour_constancy": {
-        "crop_padding": 0,
-        "label_smoothing": 0.0,
-        "autocast": None,
-        "smallest_crop": None,
-        "inpainting": None,
-    },
+    "illuminant_estimation": _ONLY_RECOGNITION | {"inpainting": None},
+    "inpainting": _ONLY_RECOGNITION | {"smallest_crop": None},
+    "colour_constancy": _ONLY_RECOGNITION | {"smallest_crop": None, "inpainting": None},
 }
 
 
@@ -353,6 +392,8 @@ def _check(config: ExperimentConfig) -> None:
         "train.batch_size": train.batch_size,
         "train.learning_rate": train.learning_rate,
         "train.log_every": train.log_every,
+        "train.accumulate": train.accumulate,
+        "train.reference_batch_size": train.reference_batch_size,
         "runtime.threads": config.runtime.threads,
         "runtime.evaluation_batch_size": config.runtime.evaluation_batch_size,
         "dataset.classes": dataset.classes,
@@ -369,6 +410,7 @@ def _check(config: ExperimentConfig) -> None:
         "train.crop_padding": train.crop_padding,
         "train.checkpoint_seconds": train.checkpoint_seconds,
         "dataset.validation_images": dataset.validation_images,
+        "runtime.workers": config.runtime.workers or 0,
     }
     for name, value in not_negative.items():
         if value < 0:
@@ -456,7 +498,9 @@ def _check_representation(config: ExperimentConfig) -> None:
     name = representation.statistics
     if name not in config.dataset.statistics:
         raise ConfigError(
-            f"dataset {config.dataset.name} has no statistics {name!r}, only {', '.join(config.dataset.statistics)}"
+            f"dataset {config.dataset.name} has no statistics {name!r}, only {', '.join(config.dataset.statistics)}; "
+            f"compute them with python scripts/compute_statistics.py {config.dataset.name}, and put them into "
+            f"conf/dataset/{config.dataset.name}.yaml"
         )
     if not name.startswith(representation.space):
         fitting = [other for other in config.dataset.statistics if other.startswith(representation.space)]

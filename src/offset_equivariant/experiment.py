@@ -6,6 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from offset_equivariant.building import (
     memory_format,
     plan_training,
 )
-from offset_equivariant.config import ExperimentConfig
+from offset_equivariant.config import ConfigError, ExperimentConfig
 from offset_equivariant.evaluation.sweep import Evaluation, sweep
 from offset_equivariant.reporting.records import (
     Record,
@@ -45,6 +46,7 @@ from offset_equivariant.tasks.task import Watch
 from offset_equivariant.training.checkpoint import seed_everything
 from offset_equivariant.training.cross_validation import parameters_of_one
 from offset_equivariant.training.loop import FitSettings, fit, journal_lines
+from offset_equivariant.training.ranks import first_rank_first, is_first, ranks
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,8 @@ _UNRECORDED = ("mode", "weights", "runtime", "logger", "paths")
 def run_experiment(run: Run, tracker: Tracker) -> Record | None:
     """Train, evaluate, or both, as the setting ``mode`` says.
 
-    A run that was trained already, in part or whole, goes on from where it stands.
+    A run that was trained already, in part or whole, goes on from where it stands. Several ranks do it together, see
+    :mod:`offset_equivariant.training.ranks`; the first writes.
 
     Args:
         run: what to run.
@@ -67,21 +70,24 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
     Raises:
         RunDirectoryError: if the run's directory holds another run.
         FileNotFoundError: if there is nothing to evaluate, or no data.
+        ConfigError: if several ranks cannot run it together.
         RecordError: if the record would lose numbers, see :func:`~.reporting.records.require_mergeable`.
     """
     config = run.config
+    if ranks() > 1 and config.task != "recognition":
+        raise ConfigError(f"{config.experiment} runs in one process: start it without torchrun")
     device = choose_device(config.runtime.device)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     seed_everything(config.seed)
     network = build_network(config).to(device).to(memory_format=memory_format(config, device))
     if config.mode in ("train", "both") and config.train.steps != 0:
-        with run.sole_use():
-            run.claim()
+        with run.sole_use() if is_first() else nullcontext():
+            first_rank_first(run.claim)
             train(run, network, device, tracker)
     if config.mode == "train":
         return None
-    weights = run.find_weights(network)
+    weights = first_rank_first(lambda: run.find_weights(network))
     done = None if config.mode == "evaluate" else finished_record(run, weights)
     if done is not None:
         log.info("the evaluation is complete: %s seed %d was measured by this code", done.experiment, done.seed)
@@ -116,8 +122,9 @@ def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) 
         return
     recipe = run.config.train
     if run.config.mode == "both":
-        load_split(run.config, "evaluation")  # for its errors, which are to be found before any work
-    images = load_split(run.config, "train").to(device)
+        # For its errors, which are to be found before any work.
+        first_rank_first(lambda: load_split(run.config, "evaluation"))
+    images = first_rank_first(lambda: load_split(run.config, "train")).to(device)
     plan = plan_training(run.config, network, images)
     if plan.watch is not None and saved is not None:
         for scalars in journal_lines(run.directory, saved.step):
@@ -154,11 +161,11 @@ def _show_progress(
 def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.device, tracker: Tracker) -> Record:
     """Sweep over the saturations and write the record, merged with what it held of other saturations."""
     config = run.config
-    images = load_split(config, "evaluation").to(device)
+    images = first_rank_first(lambda: load_split(config, "evaluation")).to(device)
 
     def progress(batches: Sequence[Tensor]) -> Iterable[Tensor]:
-        bar = tqdm(batches, desc=f"evaluate {config.experiment}", disable=None if config.runtime.progress else True)
-        return bar
+        shown = config.runtime.progress and is_first()
+        return tqdm(batches, desc=f"evaluate {config.experiment}", disable=None if shown else True)
 
     planned = make_record(run, network, weights, images, Evaluation({}, {}, len(images)), 0.0, device)
     path = record_path(Path(config.paths.results), planned.experiment, planned.seed)
@@ -175,6 +182,8 @@ def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.devic
     seconds = time.perf_counter() - started
     record = make_record(run, network, weights, images, evaluation, seconds, device)
     copy = None if config.weights is not None else run.directory / "record.json"
+    if not is_first():
+        return record
     record = save_evaluation(Path(config.paths.results), record, _by_key(evaluation.outcomes), copy)
     _track(tracker, record, *headline_metric(config))
     try:

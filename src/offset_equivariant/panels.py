@@ -20,7 +20,7 @@ from offset_equivariant.reporting.image_panel import write_image_panel
 from offset_equivariant.reporting.predictions import write_panel
 from offset_equivariant.runs import Run
 from offset_equivariant.tasks.illuminant_estimation import network_estimator
-from offset_equivariant.tasks.recognition import RecognitionEvaluation
+from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
 
 #: Data set -> title to show -> experiment.
 PANELS: dict[str, dict[str, str]] = {

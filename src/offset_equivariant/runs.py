@@ -16,6 +16,7 @@ from offset_equivariant.config import TRAINING_SECTIONS, ExperimentConfig, exper
 from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState
+from offset_equivariant.training.ranks import is_first
 from offset_equivariant.training.weights import load_weights, save_weights
 
 #: Settings among those of the training that do not change what is learned: how often a run is looked at or saved, and
@@ -98,7 +99,9 @@ class Run:
         return FitState(saved["step"], saved["seconds"], saved["notes"])
 
     def write_weights(self, network: nn.Module, state: FitState) -> None:
-        """Write the network's weights with the facts about them."""
+        """Write the network's weights with the facts about them; of several ranks, the first does."""
+        if not is_first():
+            return
         config = self.config
         facts = {
             "experiment": config.experiment,

@@ -15,7 +15,10 @@ def test_synthetic_and_its_options():
 
 
 def test_unknown_name_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="no data set 'cifar100'; valid names are cifar10, synthetic"):
+    with pytest.raises(
+        ValueError,
+        match="no data set 'cifar100'; valid names are cifar10, ilsvrc12, imagenet_synthetic, imagenette, syn",
+    ):
         load_dataset("cifar100", "train", [])
 
 

@@ -16,7 +16,8 @@ from offset_equivariant.evaluation.sweep import SATURATIONS, sweep
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn.constraint import project_
 from offset_equivariant.nn.families import Conventional, OffsetEquivariant
-from offset_equivariant.tasks.recognition import InputPipeline, RecognitionEvaluation
+from offset_equivariant.tasks.recognition import InputPipeline
+from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
 
 LOG_STATISTICS = ((1.9, 1.9, 2.2), (1.4, 1.4, 1.5))
 SRGB = Representation("srgb", (0.5, 0.5, 0.4), (0.25, 0.25, 0.25))

@@ -17,13 +17,8 @@ from offset_equivariant.data.batches import EpochOrder, random_crop_and_flip, st
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn.constraint import ConstrainedWeight, constraint_error, project_
 from offset_equivariant.nn.families import FAMILIES, OffsetEquivariant
-from offset_equivariant.tasks.recognition import (
-    Augmentation,
-    InputPipeline,
-    RecognitionEvaluation,
-    RecognitionTraining,
-    quantized_srgb,
-)
+from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionTraining, kept_batches
+from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation, quantized_srgb
 
 SRGB = InputPipeline(Representation("srgb", (0.5, 0.5, 0.4), (0.25, 0.2, 0.25)))
 LOG_RGB = InputPipeline(Representation("log_rgb", (1.9, 1.9, 2.2), (1.4, 1.4, 1.5), AbsoluteClipping()))
@@ -53,8 +48,12 @@ def images():
 
 def training(network, images, pipeline=SRGB, augmentation=PLAIN, lr=0.1, momentum=0.0, weight_decay=0.0, **options):
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    options = {"batch_size": 8, "seed": 5} | options
-    return RecognitionTraining(network, optimizer, images, pipeline, augmentation, **options)
+    return trained_by(optimizer, network, images, pipeline, augmentation, seed=5, **options)
+
+
+def trained_by(optimizer, network, images, pipeline=SRGB, augmentation=PLAIN, batch_size=8, seed=0, **options):
+    batches = kept_batches(images, pipeline, augmentation, batch_size, seed)
+    return RecognitionTraining(network, optimizer, batches, pipeline, augmentation, seed=seed, **options)
 
 
 def normalised(images, pipeline=SRGB):
@@ -82,8 +81,9 @@ def test_images_stay_bytes_unless_they_are_balanced(images):
     for pipeline, dtype in ((SRGB, torch.uint8), (LOG_RGB, torch.uint8), (balanced, torch.float32)):
         network = Seeing()
         task = training(network, images, pipeline)
-        kept = [value for value in vars(task).values() if isinstance(value, Tensor) and value.shape == (40, 3, 32, 32)]
-        assert [value.dtype for value in kept] == [dtype]
+        kept = kept_batches(images, pipeline, PLAIN, 8, 5)
+        tensors = [value for value in vars(kept).values() if isinstance(value, Tensor)]
+        assert [value.dtype for value in tensors if value.shape == (40, 3, 32, 32)] == [dtype]
         task.training_step(0, 0.0)
         indices = EpochOrder(40, 8, 5).indices(0)
         expected = pipeline(decode_srgb(images.images[indices]))
@@ -137,7 +137,7 @@ def test_factor_is_on_the_peak_rate_of_each_group(images):
     network = Seeing()
     groups = [{"params": [network.linear.weight], "lr": 0.3}, {"params": [network.linear.bias], "lr": 0.1}]
     optimizer = torch.optim.SGD(groups)
-    task = RecognitionTraining(network, optimizer, images, SRGB, PLAIN, batch_size=8, seed=0)
+    task = trained_by(optimizer, network, images)
     for step, factor in enumerate((0.5, 0.25, 1.0)):
         task.training_step(step, factor)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3 * factor, 0.1 * factor])
@@ -151,15 +151,8 @@ def test_projection_and_parametrization_learn_the_same(images):
         project_(network)
         pipeline = InputPipeline(LOG_RGB.representation)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        task = RecognitionTraining(
-            network,
-            optimizer,
-            images,
-            pipeline,
-            PLAIN,
-            batch_size=8,
-            seed=0,
-            forward=lambda batch, network=network: network(batch.double()),
+        task = trained_by(
+            optimizer, network, images, pipeline, forward=lambda batch, network=network: network(batch.double())
         )
         for step in range(6):
             task.training_step(step, 1.0)
@@ -222,6 +215,35 @@ def test_recovery_error_is_the_angle_between_mean_colour_and_applied_light(image
     assert metric == "recovery_error_degrees" and summarise(found.numpy()) == sorted(found.tolist())[1]
 
 
+def test_a_part_of_a_batch_is_changed_as_in_the_whole(images):
+    """Whatever the number of ranks: random numbers are drawn for the images of all."""
+    batch = images.images[:8]
+    changes = Augmentation(4, True, ColorJitter(0.4, 0.4, 0.4, 0.5), IlluminantAugmentation(0.9))
+
+    def changed(part):
+        generator = step_generator(5, 2, stream=1)
+        linear = changes.colours(batch[part], generator, 8, part)
+        return changes.place(linear, generator, 8, part)
+
+    whole = changed(slice(0, 8))
+    for part in (slice(0, 4), slice(4, 8), slice(2, 3)):
+        torch.testing.assert_close(changed(part), whole[part], rtol=0, atol=1e-6)
+    assert (whole - decode_srgb(batch)).abs().amax((1, 2, 3)).min() > 0.01
+
+
+def test_top_5_error_by_hand(images):
+    network = Seeing()
+    task = RecognitionEvaluation(network, images, SRGB, top5=True)
+    light = torch.tensor([1.0, 0.4, 0.2]).expand(40, 3)
+    found = task.measure(task.open_batch(torch.arange(40)), light)["top5_error"]
+    with torch.no_grad():
+        scores = network.linear(network.seen[-1].flatten(1))
+    better = (scores > scores.gather(1, images.labels[:, None])).sum(1)
+    assert torch.equal(found, better >= 5) and 0 < found.sum() < 40
+    metric, summarise = task.summaries["top5_error_percent"]
+    assert metric == "top5_error" and summarise(found.numpy()) == 100 * (better >= 5).double().mean().item()
+
+
 def test_without_balancing_no_light_is_recovered(images):
     task = RecognitionEvaluation(Seeing(), images, SRGB)
     found = task.measure(task.open_batch(torch.arange(3)), torch.ones(3, 3))
@@ -274,8 +296,8 @@ def test_a_step_reads_nothing_from_the_device(family):
     images = synthetic_images("train", n_train=64)
     representation = Representation("srgb", (0.5,) * 3, (0.25,) * 3)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    options = {"batch_size": 16, "seed": 0, "label_smoothing": 0.1}
-    task = RecognitionTraining(network, optimizer, images, InputPipeline(representation), Augmentation(), **options)
+    pipeline, augmentation = InputPipeline(representation), Augmentation()
+    task = trained_by(optimizer, network, images, pipeline, augmentation, batch_size=16, label_smoothing=0.1)
     task.training_step(0, 1.0)
     with NoWaiting():
         task.training_step(1, 1.0)

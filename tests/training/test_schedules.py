@@ -1,6 +1,6 @@
 import pytest
 
-from offset_equivariant.training.schedules import make_schedule, multi_step, one_cycle
+from offset_equivariant.training.schedules import equal_stages, make_schedule, multi_step, one_cycle
 
 
 def test_multi_step_is_he_et_als_schedule():
@@ -33,6 +33,16 @@ def test_wrong_arguments():
             multi_step(10, milestones)
     with pytest.raises(ValueError, match="'cosine' is not one of one_cycle, multi_step"):
         make_schedule("cosine", 10)
+
+
+@pytest.mark.parametrize("steps", [9, 10, 450_360])
+def test_equal_stages_end_after_equal_parts_of_the_steps(steps):
+    schedule = equal_stages(steps, stages=3, factor=0.1)
+    third = -(-steps // 3)
+    assert [schedule(step) for step in (0, third - 1, third)] == pytest.approx([1, 1, 0.1])
+    assert schedule(steps - 1) == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="stages = 0 must be at least 1"):
+        equal_stages(steps, stages=0)
 
 
 def test_schedules_by_name():

@@ -75,7 +75,7 @@ def build_optimizer(
     config: ExperimentConfig, network: nn.Module, learning_rate: float | None = None
 ) -> torch.optim.Optimizer:
     """Build the optimiser of a network, its learning rate at the peak: the recipe's, unless another is given."""
-    recipe, rate = config.train, config.train.learning_rate if learning_rate is None else learning_rate
+    recipe, rate = config.train, config.train.peak_learning_rate if learning_rate is None else learning_rate
     if recipe.optimizer == "adam":
         betas = (recipe.momentum, _ADAM_BETA2)
         # Fused: one pass over the weights in place of ten.

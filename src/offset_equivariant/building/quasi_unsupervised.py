@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from offset_equivariant.building.common import PlannedTraining, build_optimizer, build_schedule, configured_setting
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
-from offset_equivariant.data import NO_OPTIONS, LabelledImages, data_directories, load_dataset, options_of
+from offset_equivariant.data import DATASETS, NO_OPTIONS, LabelledImages, data_directories, options_of
 from offset_equivariant.data.photo_folders import read_folder
 from offset_equivariant.data.photo_images import PhotoImages
 from offset_equivariant.models.quasi_unsupervised import QuasiUnsupervised, estimate_illuminants
@@ -36,6 +36,11 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
     check_arguments(QuasiUnsupervised.__init__, config.model.options, "model.options", ("self",))
     if config.dataset.name == "photo_folder":
         check_arguments(_read_photos, config.dataset.options, "dataset.options", ("progress",))
+    elif config.dataset.name not in DATASETS:
+        raise ConfigError(
+            f"dataset {config.dataset.name} is not for quasi_unsupervised: give dataset=photo_folder, with the folder "
+            "of its training images as dataset.options.folder"
+        )
     else:
         check_arguments(options_of(config.dataset.name), config.dataset.options, "dataset.options", NO_OPTIONS)
     return {"model": lambda: _check_model(config)}
@@ -99,7 +104,7 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages | PhotoIm
         if dataset.name == "cifar10":
             options["download"] = dataset.download
         source = "test" if split == "evaluation" and not held_out else "train"
-        images = load_dataset(dataset.name, source, data_directories(config.paths.data), **options)  # type: ignore[arg-type]
+        images = DATASETS[dataset.name](source, data_directories(config.paths.data), **options)
     if not held_out:
         return images
     if held_out >= len(images):

@@ -150,5 +150,9 @@ class IlluminantAugmentation:
         Returns:
             The images under their illuminants, same shape and dtype.
         """
-        hues, shares = torch.rand(2, len(linear), generator=generator, device=generator.device, dtype=torch.float64)
-        return apply_illuminant(linear, hsv_to_rgb(hues, self.largest_saturation * shares, 1.0))
+        return apply_illuminant(linear, self.draw(len(linear), generator))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws the illuminants of that many images: linear RGB, float64 (N, 3)."""
+        hues, shares = torch.rand(2, count, generator=generator, device=generator.device, dtype=torch.float64)
+        return hsv_to_rgb(hues, self.largest_saturation * shares, 1.0)

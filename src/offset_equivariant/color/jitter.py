@@ -7,12 +7,24 @@ result is clamped to [0, 1].
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 # ITU-R BT.601 luma with torchvision's rounding of the coefficients.
 _LUMA = (0.2989, 0.587, 0.114)
+
+
+class JitterDraws(NamedTuple):
+    """The order of the four operations, and for each of them and each image a number in [0, 1), (4, N)."""
+
+    order: tuple[int, ...]
+    numbers: Tensor
+
+    def of(self, part: slice) -> "JitterDraws":
+        """What was drawn for some of the images."""
+        return JitterDraws(self.order, self.numbers[:, part])
 
 
 @dataclass(frozen=True)
@@ -55,14 +67,22 @@ class ColorJitter:
         Raises:
             ValueError: If `images` is not a floating-point batch of RGB images.
         """
-        _require_rgb_batch(images)
+        return self.apply(images, self.draw(len(images), generator))
+
+    def draw(self, count: int, generator: torch.Generator) -> JitterDraws:
+        """Draws what `apply` needs for a batch of that many images."""
         device = generator.device
         order = torch.randperm(4, generator=generator, device=device).tolist()
-        draws = torch.rand(4, len(images), generator=generator, device=device).to(images.dtype)
+        return JitterDraws(tuple(order), torch.rand(4, count, generator=generator, device=device))
+
+    def apply(self, images: Tensor, drawn: JitterDraws) -> Tensor:
+        """Jitters a batch as was drawn for it, see `__call__`."""
+        _require_rgb_batch(images)
+        draws = drawn.numbers.to(images.dtype)
         ranges = [(max(0.0, 1 - s), 1 + s) for s in (self.brightness, self.contrast, self.saturation)]
         ranges.append((-self.hue, self.hue))
         operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-        for k in order:
+        for k in drawn.order:
             low, high = ranges[k]
             if low < high:
                 # Rounding may carry a draw just past the end of its range.

@@ -70,8 +70,11 @@ class RelativeClipping:
         """
         _require_images(linear)
         mean = linear.clamp(min=0).mean(dim=(2, 3), keepdim=True)
-        threshold = torch.where(mean > 0, self.fraction * mean, self.zero_value)
-        return torch.maximum(linear, threshold)
+        return torch.maximum(linear, self.threshold(mean))
+
+    def threshold(self, mean: Tensor) -> Tensor:
+        """Returns the smallest value left in a channel of that mean; any shape."""
+        return torch.where(mean > 0, self.fraction * mean, self.zero_value)
 
 
 @dataclass(frozen=True)

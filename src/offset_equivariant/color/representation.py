@@ -95,21 +95,3 @@ def to_space(linear: Tensor, space: Space, clipping: Callable[[Tensor], Tensor] 
 def decode_srgb(images: Tensor) -> Tensor:
     """Linear RGB in [0, 1] of uint8 sRGB images, any shape, by a table of 256 entries."""
     return srgb_lookup_table(images.device)[images.long()]
-
-
-def channel_statistics(
-    images: Tensor, space: Space, clipping: Callable[[Tensor], Tensor] | None = None, batch_size: int = 1000
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels of uint8 sRGB images ``(N, 3, H, W)``.
-
-    Accumulated in double precision.
-    """
-    total = torch.zeros(images.shape[1], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for batch in images.split(batch_size):
-        values = to_space(decode_srgb(batch.cpu()).double(), space, clipping)
-        total += values.sum((0, 2, 3))
-        squares += values.square().sum((0, 2, 3))
-    count = images.numel() // images.shape[1]
-    mean = total / count
-    return tuple(mean.tolist()), tuple((squares / count - mean.square()).sqrt().tolist())

@@ -78,6 +78,11 @@ class LabelledImages:
         """The same images and labels on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The images at ``indices``, (B,), uint8 (B, 3, H, W), and their labels, (B,), on the device of all."""
+        indices = indices.to(self.images.device)
+        return self.images[indices], self.labels[indices]
+
     def subset(self, indices: Sequence[int] | Tensor) -> "LabelledImages":
         """The images at ``indices``, in that order, with a fingerprint of their own.
 

@@ -14,7 +14,7 @@ from offset_equivariant.color.illuminants import apply_illuminant, random_illumi
 from offset_equivariant.data.illuminant_images import IlluminantImages
 from offset_equivariant.reporting.image_panel import ImagePanel
 from offset_equivariant.tasks.illuminant_estimation import Estimator
-from offset_equivariant.tasks.recognition import quantized_srgb
+from offset_equivariant.tasks.recognition_evaluation import quantized_srgb
 
 #: Saturations of the paper's Figure 6.
 SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)

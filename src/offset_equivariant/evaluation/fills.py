@@ -16,7 +16,7 @@ from offset_equivariant.data.photo_images import PhotoImages
 from offset_equivariant.reporting.image_panel import ImagePanel
 from offset_equivariant.tasks.inpainting import centre_of, with_centre
 from offset_equivariant.tasks.inpainting_evaluation import Filler, psnr
-from offset_equivariant.tasks.recognition import quantized_srgb
+from offset_equivariant.tasks.recognition_evaluation import quantized_srgb
 
 #: Saturations of the paper's Figure 8.
 SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)

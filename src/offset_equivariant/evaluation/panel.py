@@ -12,7 +12,7 @@ from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.color.srgb import linear_to_srgb
 from offset_equivariant.data.labelled_images import LabelledImages
 from offset_equivariant.reporting.predictions import PredictionPanel
-from offset_equivariant.tasks.recognition import RecognitionEvaluation
+from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
 
 #: Saturations of the paper's Figure 3.
 PANEL_SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)

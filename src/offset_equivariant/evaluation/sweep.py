@@ -17,6 +17,7 @@ from torch import Tensor
 
 from offset_equivariant.color.illuminants import random_illuminants
 from offset_equivariant.tasks.task import Evaluable
+from offset_equivariant.training.ranks import gathered, own_part
 
 #: Saturations of the paper's figures.
 SATURATIONS = tuple(round(0.1 * step, 1) for step in range(11))
@@ -47,6 +48,8 @@ def sweep(
 ) -> Evaluation:
     """Measure every test image at every saturation, opening each batch of images once.
 
+    Several ranks measure a part of the images each, and all of them return what was found of all.
+
     Args:
         task: what is measured.
         saturations: of the illuminants, in [0, 1].
@@ -60,13 +63,17 @@ def sweep(
     if not saturations:
         raise ValueError("saturations is empty; give at least one value in [0, 1]")
     found: dict[float, dict[str, list[npt.NDArray[Any]]]] = {saturation: {} for saturation in saturations}
-    for indices in progress(torch.arange(task.images).split(batch_size)):
+    for indices in progress(torch.arange(task.images)[own_part(task.images)].split(batch_size)):
         batch = task.open_batch(indices)
         for saturation in saturations:
             illuminants = random_illuminants(seed, indices, saturation)
             for outcome, values in task.measure(batch, illuminants).items():
                 found[saturation].setdefault(outcome, []).append(values.cpu().numpy())
-    outcomes = {s: {name: np.concatenate(parts) for name, parts in found[s].items()} for s in saturations}
+    parts = gathered({s: {name: np.concatenate(values) for name, values in found[s].items()} for s in saturations})
+    outcomes = {
+        s: {name: np.concatenate([part[s][name] for part in parts if part[s]]) for name in parts[-1][s]}
+        for s in saturations
+    }
     metrics = {
         metric: {s: summarise(outcomes[s][outcome]) for s in saturations}
         for metric, (outcome, summarise) in task.summaries.items()

@@ -12,7 +12,17 @@ from typing import Protocol
 from torch import nn
 
 from offset_equivariant.groups import channels_per_group, nearest_multiple
-from offset_equivariant.nn import adapters, concatenation, fused, layers, one_position, residual, shifted, transposed
+from offset_equivariant.nn import (
+    adapters,
+    concatenation,
+    fused,
+    layers,
+    one_position,
+    residual,
+    shifted,
+    synchronised,
+    transposed,
+)
 from offset_equivariant.nn.constraint import Constraint
 from offset_equivariant.nn.initialisation import initialise_constrained_, initialise_conventional_
 from offset_equivariant.nn.pooling import MaxPool2d
@@ -139,13 +149,13 @@ class Conventional:
         return shifted.GlobalAveragePool()
 
     def batch_norm(self, channels: int) -> nn.Module:
-        return nn.BatchNorm2d(channels)
+        return synchronised.SynchronisableBatchNorm2d(channels)
 
     def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
         return fused.ConventionalBatchNormReLU(channels)
 
     def batch_norm2d(self, channels: int) -> nn.Module:
-        return nn.BatchNorm2d(channels)
+        return synchronised.SynchronisableBatchNorm2d(channels)
 
     def relu(self) -> nn.Module:
         return nn.ReLU()

@@ -47,12 +47,20 @@ from offset_equivariant.nn.fused_passes import (
 )
 from offset_equivariant.nn.padding import fold_border_, write_border_
 from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups, require_tensor, unshifted
+from offset_equivariant.nn.synchronised import (
+    SynchronisableBatchNorm2d,
+    mean_over_processes,
+    update_running_statistics_,
+    world_size,
+)
 
 
 class FusedNormalisation(nn.BatchNorm2d):
     """What equivariant batch normalisation with and without the rectifier share."""
 
     _rectifies: ClassVar[bool]
+    #: See :mod:`offset_equivariant.nn.synchronised`.
+    synchronised = False
 
     def __init__(
         self,
@@ -93,7 +101,9 @@ class FusedNormalisation(nn.BatchNorm2d):
                 f"batch normalisation in training needs more than one value a channel, got {tuple(z.shape)}"
             )
         running = None if self.training else (self.running_mean, self.running_var)
-        recipe = Recipe(running, self.eps, self.offset_groups, self._rectifies)
+        together = self.synchronised and self.training
+        average = mean_over_processes if together else _as_it_is
+        recipe = Recipe(running, self.eps, self.offset_groups, self._rectifies, average)
         shortcut = (None, None) if x is None else (x.values, x.shift)
         arguments = (z.values, z.shift, *shortcut, self.weight, self.bias, recipe)
         if torch.compiler.is_compiling():
@@ -103,17 +113,9 @@ class FusedNormalisation(nn.BatchNorm2d):
         else:
             values, padded, shift, mean, variance = _NormaliseAndRectify.apply(*arguments, self.border)
         if self.training:
-            self._update_running(mean, variance, z.values[:, 0].numel())
+            count = z.values[:, 0].numel() * (world_size() if together else 1)
+            update_running_statistics_(self, mean, variance, count)
         return ShiftedFeatures(values, shift, z.offset, padded if padded.numel() else None)
-
-    @torch.no_grad()
-    def _update_running(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        unbiased = variance * (count / (count - 1))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, offset_groups={self.offset_groups}"
@@ -126,7 +128,8 @@ class BatchNormReLU(FusedNormalisation):
     :class:`~offset_equivariant.nn.adapters.BatchNorm2d`, :class:`~offset_equivariant.nn.residual.ResidualMerge` and
     :class:`~offset_equivariant.nn.adapters.ReLU` up to rounding.
 
-    ``SyncBatchNorm.convert_sync_batchnorm`` does not know this module, and would put a plain one in its place.
+    ``SyncBatchNorm.convert_sync_batchnorm`` does not know this module, and would put a plain one in its place; use
+    :func:`~offset_equivariant.nn.synchronised.synchronise_batch_norm_`.
 
     Args:
         num_features: channels C.
@@ -169,7 +172,11 @@ class BatchNormOfShortcut(FusedNormalisation):
         return self._of_any(input, None)
 
 
-class ConventionalBatchNormReLU(nn.BatchNorm2d):
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
+
+
+class ConventionalBatchNormReLU(SynchronisableBatchNorm2d):
     """The ordinary counterpart: ``relu(batch_norm(input) [+ shortcut])`` (Eq. 26)."""
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ class Recipe(NamedTuple):
     eps: float
     offset_groups: int
     rectify: bool = True
+    #: Averages what belongs to the batch over the processes that have a part of it each; its own gradient's map.
+    average: Callable[[Tensor], Tensor] = lambda values: values
 
 
 class Coefficients(NamedTuple):
@@ -67,9 +70,9 @@ def _coefficients(
     centred = level - group
     if recipe.running is None:
         assert variance is not None
-        batch_mean = centred.mean(0)
+        batch_mean = recipe.average(centred.mean(0))
         deviation = centred - batch_mean
-        batch_variance = (variance + deviation.square()).mean(0)
+        batch_variance = recipe.average((variance + deviation.square()).mean(0))
     else:
         batch_mean, batch_variance = recipe.running
         deviation = centred - batch_mean
@@ -111,9 +114,10 @@ def _coefficients_backward(
     deviation_gradient = normalised_gradient * found.scale
     variance_gradient = None
     if recipe.running is None:
-        variance_gradient = scale_gradient * weight * found.inverse_std**3 * (-0.5 / len(mean))
+        of_all = recipe.average(scale_gradient)
+        variance_gradient = of_all * weight * found.inverse_std**3 * (-0.5 / len(mean))
         deviation_gradient = torch.addcmul(deviation_gradient, found.deviation, variance_gradient, value=2)
-        deviation_gradient = deviation_gradient - deviation_gradient.mean(0)
+        deviation_gradient = deviation_gradient - recipe.average(deviation_gradient.mean(0))
     level_gradient = deviation_gradient + threshold_groups
     level_gradient = level_gradient - spread_mean(deviation_gradient, recipe.offset_groups)
     mean_gradient = torch.addcmul(level_gradient, bias_gradient, found.scale, value=-1)

@@ -31,6 +31,7 @@ from offset_equivariant.nn.fused_passes import Layout, over_pixels, pixel_mean, 
 from offset_equivariant.nn.layers import Conv2d
 from offset_equivariant.nn.padding import write_border_
 from offset_equivariant.nn.shifted import ShiftedFeatures, require_tensor, unshifted
+from offset_equivariant.nn.synchronised import SynchronisableBatchNorm2d
 
 #: Stands for a scale of zero, whose channel still counts in its group's mean.
 _LEAST_SCALE = 1e-30
@@ -174,7 +175,11 @@ def _fit(convolution: nn.Module, norm: nn.Module) -> bool:
         return isinstance(convolution, Conv2d)
     ordinary = isinstance(convolution, nn.Conv2d) and not isinstance(convolution, ConstrainedWeight)
     complete = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.running_mean is not None
-    return ordinary and complete and (isinstance(norm, ConventionalBatchNormReLU) or type(norm) is nn.BatchNorm2d)
+    return (
+        ordinary
+        and complete
+        and (isinstance(norm, ConventionalBatchNormReLU) or type(norm) in (nn.BatchNorm2d, SynchronisableBatchNorm2d))
+    )
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ from offset_equivariant.nn.constraint import project_
 from offset_equivariant.nn.families import Conventional, LayerFamily, OffsetEquivariant
 from offset_equivariant.nn.inference import fuse_for_inference
 from offset_equivariant.performance.settings import Setting
-from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionEvaluation, RecognitionTraining
+from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionTraining, kept_batches
+from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
 
 NETWORKS = ("original", "equivariant", "plain")
 #: Of the layer family, by network.
@@ -102,13 +103,13 @@ def pipeline_of(network: str) -> InputPipeline:
 def training_of(network: str, size: Size, setting: Setting, device: torch.device) -> RecognitionTraining:
     """Return a training whose steps are timed, on RGB images enough for a few batches."""
     module = build(network, size, setting, device)
+    images, pipeline = random_images(size.side, 4 * size.batch, device), pipeline_of(network)
     return RecognitionTraining(
         module,
         _optimizer(module),
-        random_images(size.side, 4 * size.batch, device),
-        pipeline_of(network),
+        kept_batches(images, pipeline, Augmentation(), size.batch, seed=0),
+        pipeline,
         Augmentation(),
-        batch_size=size.batch,
         seed=0,
         channels_last=setting.channels_last,
         forward=torch.compile(module) if setting.compile else None,

@@ -1,4 +1,4 @@
-"""Figures, drawn from records: a table's metric over the saturation (Figures 2, 5 and 7), and examples (3, 6 and 8).
+"""Figures, drawn from records: a table's metric over the saturation (Figures 2, 4, 5 and 7), and examples (3, 6 and 8).
 
 Drawn with matplotlib's object interface: no display, no global state.
 """
@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 
 from offset_equivariant.reporting.comparison import (
     TABLE1,
+    TABLE2,
     TABLE3,
     TABLE4,
     TABLES,
@@ -132,6 +133,11 @@ def curves_csv(description: TableDescription, records: Iterable[Record]) -> str:
 def figure2(records: Iterable[Record]) -> Figure:
     """Draw Figure 2: error rate over the saturation of the test illuminant, for every strategy of Table 1."""
     return curves_figure(TABLE1, records)
+
+
+def figure4(records: Iterable[Record]) -> Figure:
+    """Draw Figure 4: error rate over the saturation of the test illuminant, for every strategy of Table 2."""
+    return curves_figure(TABLE2, records)
 
 
 def figure5(records: Iterable[Record]) -> Figure:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from offset_equivariant.storage import replace_file
 from offset_equivariant.tasks.task import Trainable
 from offset_equivariant.training.checkpoint import Checkpoints, restore_training_state, training_state
+from offset_equivariant.training.ranks import any_rank, is_first, mean_over_ranks, ranks
 from offset_equivariant.training.schedules import Schedule
 
 _JOURNAL = "log.jsonl"
@@ -80,14 +81,15 @@ def fit(
 ) -> FitState:
     """Train to the last step, going on from the newest checkpoint in ``directory`` where there is one.
 
-    Writes ``directory/checkpoints/step-*.pt`` and ``directory/log.jsonl``.
+    Writes ``directory/checkpoints/step-*.pt`` and ``directory/log.jsonl``. Of several ranks, which take every step
+    together, the first writes; all read the checkpoint, and their number may be another than when it was written.
 
     Args:
         task: what is learned.
         directory: of the run.
         settings: how to run.
         notes: put into the checkpoints; those of a checkpoint that is resumed come first, see :func:`merge_notes`.
-        on_log: called with every logged set of scalars and its step.
+        on_log: called on the first rank with every logged set of scalars and its step.
 
     Returns:
         the final state; nothing is trained if the run was complete already.
@@ -103,6 +105,8 @@ def fit(
     saved_at = time.monotonic()
 
     def save() -> None:
+        if not is_first():
+            return
         _require_finite_weights(task.modules(), state.step, checkpoints)
         checkpoints.save(
             state.step,
@@ -114,28 +118,32 @@ def fit(
         total=settings.total_steps,
         initial=state.step,
         unit="step",
-        disable=None if settings.progress else True,
+        disable=None if settings.progress and is_first() else True,
         dynamic_ncols=True,
     )
+    stopping = False
     with _StopRequest() as stop, bar:
         while state.step < settings.total_steps:
             started = time.perf_counter()
             meter.add(task.training_step(state.step, settings.schedule(state.step)))
             state.step += 1
             last = state.step == settings.total_steps
-            if last or stop.requested or state.step % settings.log_every == 0:
+            # Ranks can only stop together, where they all read their losses.
+            if last or (stop.requested and ranks() == 1) or state.step % settings.log_every == 0:
+                stopping = any_rank(stop.requested)
                 scalars = meter.read(state.step, checkpoints)
                 scalars["learning_rate_factor"] = settings.schedule(state.step - 1)
-                journal.write(state.step, scalars)
-                on_log(scalars, state.step)
+                if is_first():
+                    journal.write(state.step, scalars)
+                    on_log(scalars, state.step)
                 bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()}, refresh=False)
             state.seconds += time.perf_counter() - started
             bar.update()
             due = time.monotonic() - saved_at >= settings.checkpoint_seconds and not meter.pending
-            if last or stop.requested or due:
+            if last or stopping or due:
                 save()
                 saved_at = time.monotonic()
-            if stop.requested:
+            if stopping:
                 raise TrainingInterruptedError(
                     f"stopped by {stop.name} at step {state.step}; the same command goes on from there", stop.number
                 )
@@ -180,7 +188,7 @@ def _last_good(checkpoints: Checkpoints) -> str:
 
 
 class _Meter:
-    """Gathers the scalars of steps on the device, and reads them all at once."""
+    """Gathers the scalars of steps on the device, and reads them all at once, averaged over the ranks."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
@@ -197,15 +205,17 @@ class _Meter:
 
     def read(self, step: int, checkpoints: Checkpoints) -> dict[str, float]:
         """Return the means since the last reading, and the rate; refuse any loss that is not finite."""
-        for name in (name for name in self._steps[0] if name.endswith("loss")):
-            losses = torch.stack([scalars[name].float() for scalars in self._steps]).tolist()
+        names = list(self._steps[0])
+        values = mean_over_ranks(torch.stack([torch.stack([s[name].float() for name in names]) for s in self._steps]))
+        for name in (name for name in names if name.endswith("loss")):
+            losses = values[:, names.index(name)].tolist()
             for before, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
                 if not math.isfinite(loss):
                     raise NonFiniteLossError(
                         f"the {name.replace('_', ' ')} of step {step - before} is {loss}; {_last_good(checkpoints)}. "
                         "Lower the learning rate, or look at the batch of that step"
                     )
-        means = {name: torch.stack([s[name].float() for s in self._steps]).mean().item() for name in self._steps[0]}
+        means = dict(zip(names, values.mean(0).tolist(), strict=True))
         now = time.perf_counter()
         means["images_per_second"] = len(self._steps) * self._batch_size / (now - self._since)
         self._since = now
@@ -218,6 +228,8 @@ class Journal:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
+        if not is_first():
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [json.dumps(line) + "\n" for line in journal_lines(path.parent, step)]
         replace_file(path, "".join(kept).encode())
@@ -244,13 +256,11 @@ class _StopRequest:
     """Turns SIGTERM and Ctrl-C into a request, answered at the end of a step. A second Ctrl-C is as usual."""
 
     def __init__(self) -> None:
-        self.name = ""
-        self.number = 0
+        # Until a signal comes: what is said where another rank got one.
+        self.name = "another rank"
+        self.number = int(signal.SIGTERM)
+        self.requested = False
         self._previous: dict[int, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        return bool(self.name)
 
     def __enter__(self) -> _StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -263,5 +273,5 @@ class _StopRequest:
             signal.signal(number, handler)
 
     def _request(self, number: int, _: FrameType | None) -> None:
-        self.name, self.number = signal.Signals(number).name, number
+        self.name, self.number, self.requested = signal.Signals(number).name, number, True
         signal.signal(number, self._previous[number])

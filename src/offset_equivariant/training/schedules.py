@@ -33,11 +33,28 @@ def multi_step(total_steps: int, milestones: Sequence[int], factor: float = 0.1)
     return lambda step: factor ** sum(step >= milestone for milestone in milestones)
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"one_cycle": one_cycle, "multi_step": multi_step}
+def equal_stages(total_steps: int, stages: int = 3, factor: float = 0.1) -> Schedule:
+    """Multiply by ``factor`` after each of ``stages`` equal parts of the steps (He et al. 2016, Section 4.1).
+
+    With 90 epochs and three stages that is at epochs 30 and 60.
+
+    Raises:
+        ValueError: if there is no stage.
+    """
+    if stages < 1:
+        raise ValueError(f"stages = {stages} must be at least 1")
+    return lambda step: factor ** (step * stages // total_steps)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "one_cycle": one_cycle,
+    "multi_step": multi_step,
+    "equal_stages": equal_stages,
+}
 
 
 def make_schedule(name: str, total_steps: int, **options: object) -> Schedule:
-    """Return the schedule of that name, ``one_cycle`` or ``multi_step``.
+    """Return the schedule of that name, one of ``SCHEDULES``.
 
     Raises:
         ValueError: for another name, listing the valid ones.

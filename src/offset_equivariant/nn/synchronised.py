@@ -1,0 +1,87 @@
+"""Batch normalisation whose statistics are those of the images of all processes that train together.
+
+Off unless :func:`synchronise_batch_norm_` has switched it on, and without effect in a single process.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor over all processes; its gradient is averaged likewise."""
+    if world_size() == 1:
+        return values
+    averaged: Tensor = _MeanOverProcesses.apply(values)
+    return averaged
+
+
+class _MeanOverProcesses(torch.autograd.Function):
+    """Symmetric: every process's result has the same part of every process's values, and so it is with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _averaged(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _averaged(gradients[0])
+
+
+def _averaged(values: Tensor) -> Tensor:
+    values = values.clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(values)
+    return values / world_size()
+
+
+class SynchronisableBatchNorm2d(nn.BatchNorm2d):
+    """torch's ``BatchNorm2d``, which can be synchronised on any device.
+
+    Every process must give it as many images, of the same size.
+    """
+
+    synchronised = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and self.synchronised and distributed.is_initialized()):
+            return super().forward(input)
+        self._check_input_dim(input)
+        mean = mean_over_processes(input.mean((0, 2, 3)))
+        centred = input - mean[:, None, None]
+        variance = mean_over_processes(centred.square().mean((0, 2, 3)))
+        count = input[:, 0].numel() * world_size()
+        update_running_statistics_(self, mean, variance, count)
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+@torch.no_grad()
+def update_running_statistics_(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Take a batch's mean and biased variance, over ``count`` values a channel, into the running statistics."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+    unbiased = variance * (count / (count - 1))
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+
+
+def synchronise_batch_norm_(network: nn.Module) -> None:
+    """Let every batch normalisation of a network see the images of all processes from now on.
+
+    Raises:
+        TypeError: for one that cannot, naming it.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if not hasattr(module, "synchronised"):
+                raise TypeError(f"{name or 'the network'} is a {type(module).__name__}, which cannot be synchronised")
+            cast(Any, module).synchronised = True
