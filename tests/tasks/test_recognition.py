@@ -249,10 +249,8 @@ def test_float16_goes_on_from_a_checkpoint_to_the_same_bits(images, tmp_path):
     fit(task, tmp_path / "cut", settings)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
-    scales = [
-        torch.load(max((tmp_path / run / "checkpoints").iterdir()), weights_only=True) for run in ("whole", "cut")
-    ]
-    scales = [state["optimizers"]["loss_scale"] for state in scales]
+    newest = [max((tmp_path / run / "checkpoints").iterdir()) for run in ("whole", "cut")]
+    scales = [torch.load(path, weights_only=True)["optimizers"]["loss_scale"] for path in newest]
     assert scales[0] == scales[1] and scales[0]["scale"] > 2**16
 
 

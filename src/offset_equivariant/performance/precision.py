@@ -173,7 +173,7 @@ def render_precision(found: Mapping[str, Any]) -> str:
 
 
 def _both(errors: Mapping[str, float]) -> str:
-    return f"{errors['equivariance']:.0e} / {errors['rounding']:.0e}"
+    return " / ".join(f"{errors[name]:.0e}" if errors[name] else "0" for name in ("equivariance", "rounding"))
 
 
 def write_precision(root: Path, found: Mapping[str, Any]) -> Path:
