@@ -33,7 +33,7 @@ from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tables import build_table, render_markdown, write_tables
 from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import Run, released_weights_path
-from offset_equivariant.training.loop import TrainingInterruptedError
+from offset_equivariant.training.stopping import TrainingInterruptedError
 from offset_equivariant.training.weights import read_digests
 
 ROOT = provenance.repository_root()

@@ -173,7 +173,7 @@ WRONG = [
     ("train.schedule.name", "cosine", "one of one_cycle, multi_step"),
     ("train.flip", None, "train.flip = None must be true or false"),
     ("runtime.device", "gpu", "one of auto, cuda, mps, cpu"),
-    ("train.autocast", "fp8", "one of bfloat16"),
+    ("train.autocast", "fp8", "one of bfloat16, float16"),
     ("runtime.threads", 0, "runtime.threads = 0 must be positive"),
     ("runtime.evaluation_batch_size", -1, "must be positive"),
     ("logger.kind", "tensorboard", "one of wandb, none"),

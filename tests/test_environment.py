@@ -28,7 +28,8 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 def direct_requirements() -> list[Requirement]:
     project = PROJECT["project"]
-    texts = [*project["dependencies"], *project["optional-dependencies"]["dev"], *PROJECT["build-system"]["requires"]]
+    extras = [text for texts in project["optional-dependencies"].values() for text in texts]
+    texts = [*project["dependencies"], *extras, *PROJECT["build-system"]["requires"]]
     return [Requirement(text) for text in texts]
 
 

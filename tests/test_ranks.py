@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,23 @@ def torchrun(words, folder):
     return done.stdout + done.stderr
 
 
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start_nodes(words, folder):
+    """Start a torchrun for each of two machines, that meet through c10d and have one process each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=1"]
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen([*command, *meeting, "-m", "offset_equivariant", *words], cwd=folder, env=environment)
+        for _ in range(2)
+    ]
+
+
 def losses(directory):
     return [json.loads(line)["loss"] for line in (directory / "log.jsonl").read_text().splitlines()]
 
@@ -70,6 +90,28 @@ def test_two_ranks_learn_what_one_learns(together, alone):
     (path,) = (runs / "results").rglob("seed0.json")
     found = read_record(path)
     assert found.n == record.n == 45
+
+
+@pytest.mark.slow
+def test_two_machines_learn_what_one_learns_and_stop_together_when_one_is_told_to(together, tiny_words, tmp_path):
+    runs, _ = together
+    (directory,) = runs.glob("table1_*/seed=0")
+    words = (*tiny_words, *WORDS, "mode=train", "train.checkpoint_seconds=3600")
+    run = tmp_path / "runs" / directory.parent.name / "seed=0"
+    nodes = start_nodes(words, tmp_path)
+    deadline = time.monotonic() + 120
+    while not (run / "log.jsonl").exists() or len(losses(run)) < 2:
+        assert time.monotonic() < deadline and all(node.poll() is None for node in nodes)
+        time.sleep(0.001)
+    nodes[1].send_signal(signal.SIGTERM)
+    assert all(node.wait(120) != 0 for node in nodes)
+    (checkpoint,) = (run / "checkpoints").glob("step-*.pt")
+    step = int(checkpoint.stem.removeprefix("step-"))
+    assert step == 2 * len(losses(run)) < 2 * len(losses(directory))
+    assert not (run / "FAILED").exists()
+
+    assert [node.wait(300) for node in start_nodes(words, tmp_path)] == [0, 0]
+    assert losses(run) == losses(directory)
 
 
 def test_evaluation_by_two_ranks_counts_every_image_once(together, tiny_settings):

@@ -20,8 +20,9 @@ from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record, RecordError, record_path
 from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import RunDirectoryError
-from offset_equivariant.training.loop import NonFiniteLossError, TrainingInterruptedError
+from offset_equivariant.training.loop import NonFiniteLossError
 from offset_equivariant.training.ranks import is_first, joined_ranks
+from offset_equivariant.training.stopping import TrainingInterruptedError
 
 log = logging.getLogger(__name__)
 

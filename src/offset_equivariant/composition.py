@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
+from importlib.util import find_spec
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -22,6 +24,10 @@ from offset_equivariant.data import FILE_DATASETS
 from offset_equivariant.runs import Run
 
 log = logging.getLogger(__name__)
+
+# The presets in conf/hydra/launcher have the names of the plugins' own settings, of which Hydra fills in what a preset
+# does not say, and warns that it will not always. The presets are complete without.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning)
 
 CONFIGURATION = provenance.repository_root() / "conf"
 #: What the presets of the data sets of Table 2 are called in conf/train, before the preset's own name.
@@ -128,6 +134,7 @@ class CheckEveryJob(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process, with status 2, if a job is wrong: Hydra makes a warning of a callback's exception."""
+        _require_launcher(config.hydra.launcher["_target_"])
         if not config.hydra.sweeper["_target_"].endswith(BasicSweeper.__name__):
             return
         jobs = _words_of_jobs(config)
@@ -138,6 +145,14 @@ class CheckEveryJob(Callback):
                 own = [word for word in words if any(word not in others for others in jobs)]
                 log.error("job %d (%s): %s", number, " ".join(own), error)
                 sys.exit(2)
+
+
+def _require_launcher(target: str) -> None:
+    """End the process, with status 2, if the launcher's plugin, ``hydra_plugins.<name>...``, is not installed."""
+    package = ".".join(target.split(".")[:2])
+    if package.startswith("hydra_plugins.") and not (find_spec("hydra_plugins") and find_spec(package)):
+        log.error("%s is not installed; install it with: pip install -e '.[cluster]'", package.partition(".")[2])
+        sys.exit(2)
 
 
 def _words_of_jobs(config: DictConfig) -> list[list[str]]:

@@ -198,8 +198,9 @@ class TrainConfig:
     accumulate: int | None
     #: Whether batch normalisation sees all ranks' images, see :mod:`offset_equivariant.nn.synchronised`. None: no.
     synchronise_batch_norm: bool | None
-    #: Mixed precision of the forward pass; the weights stay float32.
-    autocast: Literal["bfloat16"] | None
+    #: Mixed precision of the training's forward pass, see :mod:`offset_equivariant.nn.precision`; weights, group means
+    #: and evaluation stay float32.
+    autocast: Literal["bfloat16", "float16"] | None
     schedule: ScheduleConfig
     crop_padding: int
     flip: bool

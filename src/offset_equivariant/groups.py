@@ -62,12 +62,17 @@ def split_groups(x: Tensor, offset_groups: int) -> Tensor:
     return groups
 
 
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that group means and offsets are computed in: ``dtype``, but single precision for lower ones."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def group_mean(x: Tensor, offset_groups: int) -> Tensor:
-    """Average group pooling φ (Eq. 18): ``(N, C, *spatial)`` to ``(N, offset_groups)``.
+    """Average group pooling φ (Eq. 18): ``(N, C, *spatial)`` to ``(N, offset_groups)``, in at least single precision.
 
     One number an image and group: the mean over the group's channels and over all pixels.
     """
-    return split_groups(x, offset_groups).flatten(2).mean(2)
+    return split_groups(x, offset_groups).flatten(2).mean(2, dtype=at_least_single(x.dtype))
 
 
 def expand_groups(values: Tensor, channels: int) -> Tensor:
@@ -76,7 +81,7 @@ def expand_groups(values: Tensor, channels: int) -> Tensor:
 
 
 def add_offset(x: Tensor, offset: Tensor) -> Tensor:
-    """Return x + GΔ (Eq. 2).
+    """Return x + GΔ (Eq. 2), of less than single precision if ``x`` is; only the sum is rounded then.
 
     Args:
         x: ``(N, C, *spatial)``.
@@ -89,4 +94,5 @@ def add_offset(x: Tensor, offset: Tensor) -> Tensor:
     if offset.ndim != 2 or offset.shape[0] != x.shape[0]:
         raise ValueError(f"offset of shape {tuple(offset.shape)} does not fit a batch of shape {tuple(x.shape)}")
     per_channel = expand_groups(offset, x.shape[1])
-    return x + per_channel.reshape(*per_channel.shape, *(1,) * (x.ndim - 2))
+    moved = x + per_channel.reshape(*per_channel.shape, *(1,) * (x.ndim - 2))
+    return moved.to(x.dtype) if x.dtype in (torch.bfloat16, torch.float16) else moved

@@ -19,6 +19,7 @@ from offset_equivariant.nn.constraint import ConstrainedWeight, constraint_error
 from offset_equivariant.nn.families import FAMILIES, OffsetEquivariant
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionTraining, kept_batches
 from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation, quantized_srgb
+from offset_equivariant.training.loop import FitSettings, fit
 
 SRGB = InputPipeline(Representation("srgb", (0.5, 0.5, 0.4), (0.25, 0.2, 0.25)))
 LOG_RGB = InputPipeline(Representation("log_rgb", (1.9, 1.9, 2.2), (1.4, 1.4, 1.5), AbsoluteClipping()))
@@ -184,6 +185,71 @@ def test_memory_format_and_autocast(images, channels_last):
     evaluation = RecognitionEvaluation(network, images, SRGB, channels_last=channels_last)
     evaluation.open_batch(torch.arange(3))
     assert network.seen[-1].is_contiguous(memory_format=wanted)
+
+
+def small_equivariant():
+    torch.manual_seed(0)
+    return CifarResNet(8, 10, OffsetEquivariant(constraint="projection"), widths=(3, 6, 9))
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+def test_mixed_precision_learns_what_single_precision_learns_but_for_rounding(images, autocast):
+    losses, networks = [], []
+    for low in (None, autocast):
+        network = small_equivariant()
+        task = training(network, images, LOG_RGB, lr=0.05, momentum=0.9, autocast=low)
+        losses.append([task.training_step(step, 1.0)["loss"].item() for step in range(8)])
+        networks.append(network)
+    assert losses[1] == pytest.approx(losses[0], abs=0.05) and losses[1] != losses[0]
+    for parameter in networks[1].parameters():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32
+    constrained = [layer for layer in networks[1].modules() if isinstance(layer, ConstrainedWeight)]
+    assert max(constraint_error(layer.weight, 3) for layer in constrained) < 1e-6
+
+
+def test_float16_leaves_out_a_step_that_overflows_and_lowers_the_scale(images):
+    network = Seeing()
+    task = training(network, images, lr=0.5, autocast=torch.float16)
+    assert task.optimizers()["loss_scale"].state_dict()["scale"] == 2**16
+    task.optimizers()["loss_scale"].load_state_dict(task.optimizers()["loss_scale"].state_dict() | {"scale": 2.0**40})
+    before = network.linear.weight.clone()
+    task.training_step(0, 1.0)
+    assert torch.equal(network.linear.weight, before)
+    assert task.optimizers()["loss_scale"].state_dict()["scale"] == 2**39
+    task.optimizers()["loss_scale"].load_state_dict(task.optimizers()["loss_scale"].state_dict() | {"scale": 2.0**10})
+    task.training_step(0, 1.0)
+    reference = Seeing()
+    training(reference, images, lr=0.5).training_step(0, 1.0)
+    # The scale has no part in the step.
+    moved, expected = network.linear.weight - before, reference.linear.weight - before
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(moved, expected, rtol=0, atol=2**-8 * expected.abs().max().item())
+
+
+def test_float16_goes_on_from_a_checkpoint_to_the_same_bits(images, tmp_path):
+    def begin():
+        network = small_equivariant()
+        return network, training(network, images, LOG_RGB, momentum=0.9, autocast=torch.float16)
+
+    settings = FitSettings(9, lambda step: 0.5, 3, 0.0, False)
+    whole, task = begin()
+    task.optimizers()["loss_scale"].set_growth_interval(2)
+    fit(task, tmp_path / "whole", settings)
+    _, task = begin()
+    task.optimizers()["loss_scale"].set_growth_interval(2)
+    fit(task, tmp_path / "cut", FitSettings(5, settings.schedule, 3, 0.0, False))
+    resumed, task = begin()
+    fit(task, tmp_path / "cut", settings)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    newest = [max((tmp_path / run / "checkpoints").iterdir()) for run in ("whole", "cut")]
+    scales = [torch.load(path, weights_only=True)["optimizers"]["loss_scale"] for path in newest]
+    assert scales[0] == scales[1] and scales[0]["scale"] > 2**16
+
+
+def test_only_float16_scales_the_loss(images):
+    for autocast in (None, torch.bfloat16):
+        assert set(training(Seeing(), images, autocast=autocast).optimizers()) == {"network"}
 
 
 def test_balancing_comes_after_the_light_and_before_the_representation(images):

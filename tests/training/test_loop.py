@@ -15,10 +15,10 @@ from offset_equivariant.training.loop import (
     FitSettings,
     Journal,
     NonFiniteLossError,
-    TrainingInterruptedError,
     fit,
     merge_notes,
 )
+from offset_equivariant.training.stopping import TrainingInterruptedError
 
 
 class Descent:
@@ -198,18 +198,56 @@ def test_weights_that_the_last_step_has_spoilt_are_not_saved(tmp_path):
     assert checkpoint_steps(tmp_path) == [2, 4]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("step", [3, 4, 10])
 def test_signal_is_answered_at_the_end_of_the_step(tmp_path, number, step):
     expected = fitted(tmp_path / "whole")
-    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [signal.getsignal(n) for n in SIGNALS]
     torch.manual_seed(0)
     with pytest.raises(TrainingInterruptedError, match=f"stopped by {number.name} at step {step};"):
         fit(Descent({step: send(number)}), tmp_path / "stopped", settings(checkpoint_seconds=3600))
     assert checkpoint_steps(tmp_path / "stopped") == [step]
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(n) for n in SIGNALS] == handlers
     task = Descent()
     fit(task, tmp_path / "stopped", settings())
+    assert task.module.weight.item() == expected
+
+
+class Requeued(BaseException):
+    """What a batch system's handler ends its process with."""
+
+
+@pytest.fixture
+def handled(tmp_path):
+    """Handlers of somebody else's: they note signal and checkpoints, and the one of SIGUSR2 ends the process."""
+    calls = []
+
+    def handler(number, frame):
+        calls.append((number, checkpoint_steps(tmp_path)))
+        if number == signal.SIGUSR2:
+            raise Requeued
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    yield calls, handler
+    for number, old in before.items():
+        signal.signal(number, old)
+
+
+def test_handler_that_was_there_before_has_its_turn_after_the_checkpoint(tmp_path, handled):
+    calls, handler = handled
+    expected = fitted(tmp_path / "whole")
+    torch.manual_seed(0)
+    # Of two signals, the handler of the first returns and the training goes on.
+    task = Descent({3: send(signal.SIGTERM), 5: send(signal.SIGTERM), 7: send(signal.SIGUSR2)})
+    with pytest.raises(Requeued):
+        fit(task, tmp_path, settings(checkpoint_seconds=3600))
+    assert calls == [(signal.SIGTERM, [3]), (signal.SIGTERM, [3, 5]), (signal.SIGUSR2, [5, 7])]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)] == [handler] * 2
+    task = Descent()
+    fit(task, tmp_path, settings())
     assert task.module.weight.item() == expected
 
 

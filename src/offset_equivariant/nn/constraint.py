@@ -57,7 +57,8 @@ def project_weight(weight: Tensor, offset_groups: int, groups: int = 1) -> Tenso
     violation, is_member = _excess(weight, offset_groups, groups)
     taps = weight[0, 0].numel()
     share = violation / (is_member.sum(1) * taps).clamp_min(1)
-    return weight - torch.einsum("og,ocg->oc", share, is_member).reshape(outputs, visible, *(1,) * (weight.ndim - 2))
+    of_channel = (share.unsqueeze(1) * is_member).sum(2)
+    return weight - of_channel.reshape(outputs, visible, *(1,) * (weight.ndim - 2))
 
 
 def _excess(weight: Tensor, offset_groups: int, groups: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +66,9 @@ def _excess(weight: Tensor, offset_groups: int, groups: int) -> tuple[Tensor, Te
     outputs, visible = weight.shape[:2]
     members = _visible_groups(outputs, visible, offset_groups, groups, weight.device).to(weight.dtype)
     target = assignment_matrix(outputs, offset_groups, dtype=weight.dtype, device=weight.device)
-    return torch.einsum("oc,ocg->og", weight.reshape(outputs, visible, -1).sum(2), members) - target, members
+    # No product of matrices, which autocast would round.
+    summed = weight.reshape(outputs, visible, -1).sum(2)
+    return (summed.unsqueeze(2) * members).sum(1) - target, members
 
 
 def _visible_groups(outputs: int, visible: int, offset_groups: int, groups: int, device: torch.device) -> Tensor:

@@ -230,7 +230,8 @@ def backward_pass(
     layout = Layout(z)
     rectified, seen = layout.see(gradient), layout.see(z)
     bias_gradient = layout.sum(rectified, mean.dtype)
-    scale_gradient = layout.sum(rectified * seen, mean.dtype).sum(0)
+    # The products too: in half precision they could vanish.
+    scale_gradient = layout.sum(rectified.to(mean.dtype) * seen, mean.dtype).sum(0)
     small = _coefficients_backward(found, (scale_gradient, bias_gradient, threshold_gradient), mean, weight, recipe)
     scale, constant = layout.spread(found.scale), small.mean / layout.pixels
     if small.variance is None:

@@ -91,12 +91,12 @@ class FoldedBatchNormReLU(_FoldedNormalisation):
         """Return ``relu(z [+ x] + bias)``, and the same within its border."""
         if torch.compiler.is_compiling():
             y = z if x is None else z + x
-            return torch.relu(y + over_pixels(bias).to(y.dtype)), None
+            return torch.relu(y + over_pixels(bias)).to(y.dtype), None
         layout = Layout(z)
         # In place: the output of a convolution, which nothing else needs.
         values, padded = room_with_border(z, self.border) if self.border else (z, None)
         seen = layout.see(z) if x is None else layout.see(z).add_(layout.see(x))
-        torch.add(seen, layout.spread(bias).to(z.dtype), out=layout.see(values))
+        torch.add(seen, layout.spread(bias), out=layout.see(values))
         values.relu_()
         if padded is not None:
             write_border_(padded)

@@ -17,11 +17,12 @@ from offset_equivariant.groups import channels_per_group
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint, OffsetConstraint
 from offset_equivariant.nn.one_position import has_one_position, whole_to_pixel
 from offset_equivariant.nn.padding import PADDING_MODES, pad
+from offset_equivariant.nn.precision import autocasts, past_low_precision
 from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups
 
 
 class Linear(ConstrainedWeight, nn.Linear):
-    """Offset equivariant linear layer (Eq. 7 with the constraint of Eq. 10): ``(N, in)`` to ``(N, out)``.
+    """Offset equivariant linear layer (Eq. 7 with the constraint of Eq. 10): ``(..., in)`` to ``(..., out)``.
 
     Raises:
         ValueError: if ``in_features`` or ``out_features`` is not divisible by ``offset_groups``.
@@ -42,6 +43,12 @@ class Linear(ConstrainedWeight, nn.Linear):
         channels_per_group(out_features, offset_groups, "out_features")
         super().__init__(in_features, out_features, bias, device, dtype)
         self._constrain(OffsetConstraint(offset_groups), constraint)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not autocasts(input):
+            return super().forward(input)
+        rows = input.reshape(-1, input.shape[-1])
+        return past_low_precision(super().forward, rows, self.offset_groups).reshape(*input.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, offset_groups={self.offset_groups}, constraint={self.constraint!r}"
@@ -102,7 +109,9 @@ class _Conv(ConstrainedWeight):
         """Convolve a tensor, or :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, which stay such."""
         weight, bias = self.weight, cast("Tensor | None", self.bias)
         if not isinstance(input, ShiftedFeatures):
-            return self._conv_forward(input, weight, bias)
+            if not autocasts(input) or self.holds_scaled_weight:
+                return self._conv_forward(input, weight, bias)
+            return past_low_precision(lambda x: self._conv_forward(x, weight, bias), input, self.offset_groups)
         require_groups(input, self.offset_groups)
         if self.padding_mode == "replicate" and set(self._reversed_padding_repeated_twice) == {input.border}:
             source = input.values if input.padded is None else input.padded

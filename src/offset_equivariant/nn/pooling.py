@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offset_equivariant.groups import channels_per_group, group_mean, split_groups
+from offset_equivariant.groups import at_least_single, channels_per_group, group_mean, split_groups
 from offset_equivariant.nn.constraint import Constraint
 from offset_equivariant.nn.layers import Linear
+from offset_equivariant.nn.precision import autocasts
 from offset_equivariant.nn.shifted import ShiftedFeatures
 
 # Max pooling pads with minus infinity, which never wins, and adaptive pooling pads nothing: torch's own are
@@ -130,7 +131,8 @@ class GroupLinear(nn.Module):
         self.combination.project_()
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled: Tensor = self.combination(x.flatten(2).mean(2) if x.ndim > 2 else x)
+        means = x.flatten(2).mean(2, dtype=at_least_single(x.dtype)) if x.ndim > 2 else x
+        pooled: Tensor = self.combination(means if autocasts(x) else means.to(x.dtype))
         return pooled
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from offset_equivariant.groups import add_offset, channels_per_group, expand_groups, group_mean
+from offset_equivariant.groups import add_offset, at_least_single, channels_per_group, expand_groups, group_mean
+from offset_equivariant.nn.precision import autocasts
 
 
 class ShiftedFeatures(NamedTuple):
@@ -50,9 +51,13 @@ class ShiftedFeatures(NamedTuple):
         return self.values.flatten(2).mean(2, dtype=self.shift.dtype) + self.shift
 
     def joined(self) -> Tensor:
-        """Return the feature maps as one tensor ``(N, C, *spatial)``, of the type of ``values``."""
+        """Return the feature maps as one tensor ``(N, C, *spatial)``, of the type of ``values``.
+
+        Under autocast in at least single precision, since they hold the offset now.
+        """
         shift = self.shift + expand_groups(self.offset, self.shape[1])
-        return (self.values + shift.reshape(*shift.shape, *(1,) * (self.values.ndim - 2))).to(self.values.dtype)
+        joined = self.values + shift.reshape(*shift.shape, *(1,) * (self.values.ndim - 2))
+        return joined if autocasts(self.values) else joined.to(self.values.dtype)
 
 
 #: What layers pass on to each other: ordinary ones tensors, those of this package either.
@@ -61,7 +66,7 @@ FeatureMaps = Tensor | ShiftedFeatures
 
 def unshifted(x: Tensor, offset_groups: int) -> ShiftedFeatures:
     """Wrap ``x``, ``(N, C, *spatial)``, as it is, but in at least single precision."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = at_least_single(x.dtype)
     zeros = torch.zeros(x.shape[:2], dtype=wide, device=x.device)
     return ShiftedFeatures(x.to(wide), zeros, zeros.new_zeros(len(x), offset_groups))
 
@@ -100,10 +105,9 @@ def without_offset(x: Tensor, offset_groups: int) -> ShiftedFeatures:
     Raises:
         ValueError: if the channels are not divisible by the groups.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    offset = group_mean(x.to(wide), offset_groups)
-    values = add_offset(x.to(wide), -offset).to(x.dtype)
-    return ShiftedFeatures(values, torch.zeros(x.shape[:2], dtype=wide, device=x.device), offset)
+    offset = group_mean(x, offset_groups)
+    shift = torch.zeros(x.shape[:2], dtype=offset.dtype, device=x.device)
+    return ShiftedFeatures(add_offset(x, -offset), shift, offset)
 
 
 class TakeOutOffset(nn.Module):
@@ -126,9 +130,13 @@ class TakeOutOffset(nn.Module):
 
 
 class GlobalAveragePool(nn.Module):
-    """Mean over the pixels, ``(N, C, *spatial)`` or :class:`ShiftedFeatures` to a tensor ``(N, C)``."""
+    """Mean over the pixels, ``(N, C, *spatial)`` or :class:`ShiftedFeatures` to a tensor ``(N, C)``.
+
+    Under autocast the latter in at least single precision: the offset is among them again.
+    """
 
     def forward(self, x: FeatureMaps) -> Tensor:
         if isinstance(x, ShiftedFeatures):
-            return (x.channel_means() + expand_groups(x.offset, x.shape[1])).to(x.values.dtype)
+            means = x.channel_means() + expand_groups(x.offset, x.shape[1])
+            return means if autocasts(x.values) else means.to(x.values.dtype)
         return x.flatten(2).mean(2)

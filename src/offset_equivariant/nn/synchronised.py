@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, distributed, nn
 
+from offset_equivariant.groups import at_least_single
+
 
 def world_size() -> int:
     """How many processes train together."""
@@ -54,13 +56,14 @@ class SynchronisableBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and self.synchronised and distributed.is_initialized()):
             return super().forward(input)
         self._check_input_dim(input)
-        mean = mean_over_processes(input.mean((0, 2, 3)))
+        # In at least single precision, as torch's own.
+        mean = mean_over_processes(input.mean((0, 2, 3), dtype=at_least_single(input.dtype)))
         centred = input - mean[:, None, None]
         variance = mean_over_processes(centred.square().mean((0, 2, 3)))
         count = input[:, 0].numel() * world_size()
         update_running_statistics_(self, mean, variance, count)
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
 @torch.no_grad()

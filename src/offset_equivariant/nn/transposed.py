@@ -24,6 +24,7 @@ from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint, Tran
 from offset_equivariant.nn.layers import require_torch_groups
 from offset_equivariant.nn.one_position import is_one_pixel, pixel_to_whole
 from offset_equivariant.nn.padding import pad
+from offset_equivariant.nn.precision import autocasts, past_low_precision
 
 
 class _ConvTranspose(ConstrainedWeight):
@@ -78,6 +79,12 @@ class _ConvTranspose(ConstrainedWeight):
         dimensions = len(self.kernel_size)
         if input.ndim != dimensions + 2:
             raise ValueError(f"expected a batch (N, C, ...) of {dimensions + 2} axes, got shape {tuple(input.shape)}")
+        if autocasts(input):
+            return past_low_precision(lambda x: self._transposed(x, output_size), input, self.offset_groups)
+        return self._transposed(input, output_size)
+
+    def _transposed(self, input: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        dimensions = len(self.kernel_size)
         extra = self.output_padding
         if output_size is not None:
             extra = tuple(

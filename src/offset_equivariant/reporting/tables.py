@@ -155,20 +155,16 @@ def readme_block(results: Path) -> str:
     return "\n".join(tables) or "No results have been recorded yet.\n"
 
 
-def replace_block(text: str, block: str) -> str:
-    """Return a README's ``text`` with ``block`` between its markers.
+def replace_block(text: str, block: str, begin: str = README_BEGIN, end: str = README_END) -> str:
+    """Return a document's ``text`` with ``block`` between its markers, by default the README's.
 
     Raises:
         ValueError: If the markers are not there once each, in order.
     """
-    if (
-        text.count(README_BEGIN) != 1
-        or text.count(README_END) != 1
-        or text.index(README_BEGIN) > text.index(README_END)
-    ):
-        raise ValueError(f"text needs one line {README_BEGIN!r} and after it one line {README_END!r}: add them")
-    before, _, rest = text.partition(README_BEGIN)
-    return f"{before}{README_BEGIN}\n{block}{README_END}{rest.partition(README_END)[2]}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"text needs one line {begin!r} and after it one line {end!r}: add them")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{block}{end}{rest.partition(end)[2]}"
 
 
 def update_readme(path: Path, results: Path) -> None:

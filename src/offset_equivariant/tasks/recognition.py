@@ -18,6 +18,7 @@ from offset_equivariant.color.srgb import srgb_to_linear
 from offset_equivariant.data.batches import KeptBatches, TrainingBatches, crop_and_flip, draw_crops, step_generator
 from offset_equivariant.data.labelled_images import LabelledImages
 from offset_equivariant.nn.constraint import project_
+from offset_equivariant.tasks.task import Stateful
 from offset_equivariant.training.ranks import own_part, ranks, without_averaging
 
 
@@ -116,7 +117,8 @@ class RecognitionTraining:
         augmentation: random changes of the images.
         seed: of the augmentation.
         label_smoothing: of the cross entropy.
-        autocast: dtype of mixed precision, or None for the network's own.
+        autocast: dtype of mixed precision, or None for the network's own. With float16, whose smallest numbers are not
+            small enough for gradients, the loss is scaled, and a step whose gradients overflow is left out.
         channels_last: memory format of the batches.
         forward: the network as it is called, where that is compiled, or averages gradients over ranks.
         accumulate: parts into which a rank's images are divided, whose gradients are added up, so that one part at a
@@ -156,6 +158,8 @@ class RecognitionTraining:
         self._augmentation = augmentation
         self._label_smoothing = label_smoothing
         self._autocast = autocast
+        device = next(network.parameters()).device.type
+        self._scaler = torch.amp.GradScaler(device, enabled=autocast == torch.float16)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._accumulate = accumulate
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -167,8 +171,8 @@ class RecognitionTraining:
     def modules(self) -> Mapping[str, nn.Module]:
         return {"network": self.network}
 
-    def optimizers(self) -> Mapping[str, Optimizer]:
-        return {"network": self.optimizer}
+    def optimizers(self) -> Mapping[str, Stateful]:
+        return {"network": self.optimizer} | ({"loss_scale": self._scaler} if self._scaler.is_enabled() else {})
 
     def training_step(self, step: int, learning_rate_factor: float) -> dict[str, Tensor]:
         """Take one step; return the mean ``loss`` and ``error_percent`` of this rank's part of the batch."""
@@ -185,7 +189,8 @@ class RecognitionTraining:
                 loss, error = self._backward(part, truth)
             losses.append(loss)
             errors.append(error)
-        self.optimizer.step()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         project_(self.network)
         return {"loss": torch.stack(losses).mean(), "error_percent": torch.stack(errors).mean()}
 
@@ -194,7 +199,7 @@ class RecognitionTraining:
         with torch.autocast(inputs.device.type, self._autocast, enabled=self._autocast is not None):
             scores = self._forward(inputs)
         loss = nn.functional.cross_entropy(scores.float(), labels, label_smoothing=self._label_smoothing)
-        (loss / self._accumulate).backward()
+        self._scaler.scale(loss / self._accumulate).backward()
         return loss.detach(), (scores.detach().argmax(1) != labels).float().mean() * 100
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,16 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 from torch import Tensor, nn
-from torch.optim import Optimizer
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: an optimiser, for instance. Its state is of plain values and tensors."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state on."""
 
 
 class Trainable(Protocol):
@@ -19,8 +28,8 @@ class Trainable(Protocol):
     def modules(self) -> Mapping[str, nn.Module]:
         """Every network that is trained, by name."""
 
-    def optimizers(self) -> Mapping[str, Optimizer]:
-        """Every optimiser, by name."""
+    def optimizers(self) -> Mapping[str, Stateful]:
+        """Every optimiser, by name, and whatever else has a state that the steps change."""
 
     def training_step(self, step: int, learning_rate_factor: float) -> dict[str, Tensor]:
         """Take one optimisation step and return scalars to report, still on the device; ``loss`` must be among them."""

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from offset_equivariant.storage import replace_file
+from offset_equivariant.tasks.task import Stateful
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         torch.mps.set_rng_state(state.cpu())
 
 
-def training_state(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
+def training_state(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Stateful]) -> dict[str, Any]:
     """Return what a checkpoint holds of networks, optimisers and random number generators."""
     return {
         "modules": {name: module.state_dict() for name, module in modules.items()},
@@ -103,7 +103,7 @@ def training_state(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Op
 
 
 def restore_training_state(
-    state: Mapping[str, Any], modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+    state: Mapping[str, Any], modules: Mapping[str, nn.Module], optimizers: Mapping[str, Stateful]
 ) -> None:
     """Put networks, optimisers and random number generators back to where :func:`training_state` found them."""
     for name, module in modules.items():

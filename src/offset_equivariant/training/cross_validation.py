@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from offset_equivariant.tasks.task import Trainable
+from offset_equivariant.tasks.task import Stateful, Trainable
 from offset_equivariant.training.schedules import Schedule
 
 
@@ -79,7 +78,7 @@ class CrossValidationTraining:
     def modules(self) -> Mapping[str, nn.Module]:
         return {"network": self._network}
 
-    def optimizers(self) -> Mapping[str, Optimizer]:
+    def optimizers(self) -> Mapping[str, Stateful]:
         return {f"fold{i}": optimizer for i, fold in enumerate(self._folds) for optimizer in fold.optimizers().values()}
 
     def training_step(self, step: int, learning_rate_factor: float) -> dict[str, Tensor]:

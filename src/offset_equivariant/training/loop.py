@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,24 +19,13 @@ from offset_equivariant.tasks.task import Trainable
 from offset_equivariant.training.checkpoint import Checkpoints, restore_training_state, training_state
 from offset_equivariant.training.ranks import any_rank, is_first, mean_over_ranks, ranks
 from offset_equivariant.training.schedules import Schedule
+from offset_equivariant.training.stopping import StopRequest
 
 _JOURNAL = "log.jsonl"
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss or a weight was NaN or infinite; the message names the step and the last good checkpoint."""
-
-
-class TrainingInterruptedError(RuntimeError):
-    """SIGTERM or Ctrl-C came; the run was checkpointed and can be taken up again.
-
-    Attributes:
-        exit_status: what a process that the signal ended is expected to return, 128 and the signal's number.
-    """
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_status = 128 + signal_number
 
 
 @dataclass(frozen=True)
@@ -96,7 +82,8 @@ def fit(
 
     Raises:
         NonFiniteLossError: at a NaN or infinite loss or weight. No checkpoint is written from then on.
-        TrainingInterruptedError: after SIGTERM or Ctrl-C, when the checkpoint is written.
+        TrainingInterruptedError: after SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C, when the checkpoint is written. Where the
+            caller had a handler of its own for the signal, that is called then, and training goes on if it returns.
     """
     checkpoints = Checkpoints(directory / "checkpoints")
     state = _resume(task, checkpoints, notes or {})
@@ -122,7 +109,7 @@ def fit(
         dynamic_ncols=True,
     )
     stopping = False
-    with _StopRequest() as stop, bar:
+    with StopRequest() as stop, bar:
         while state.step < settings.total_steps:
             started = time.perf_counter()
             meter.add(task.training_step(state.step, settings.schedule(state.step)))
@@ -144,9 +131,8 @@ def fit(
                 save()
                 saved_at = time.monotonic()
             if stopping:
-                raise TrainingInterruptedError(
-                    f"stopped by {stop.name} at step {state.step}; the same command goes on from there", stop.number
-                )
+                stop.answer(state.step)
+                stopping = False
     return state
 
 
@@ -250,28 +236,3 @@ def _whole_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-class _StopRequest:
-    """Turns SIGTERM and Ctrl-C into a request, answered at the end of a step. A second Ctrl-C is as usual."""
-
-    def __init__(self) -> None:
-        # Until a signal comes: what is said where another rank got one.
-        self.name = "another rank"
-        self.number = int(signal.SIGTERM)
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, _: FrameType | None) -> None:
-        self.name, self.number, self.requested = signal.Signals(number).name, number, True
-        signal.signal(number, self._previous[number])

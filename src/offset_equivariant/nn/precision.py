@@ -1,0 +1,35 @@
+"""Mixed precision: nothing that is computed in few digits holds an offset.
+
+Under ``torch.autocast``, convolutions and linear layers round their input to 8 (bfloat16) or 11 (float16) significant
+bits, relative to the sum of feature and offset: of features a hundred times as small as their offset, little is left.
+Their equivariance itself shows the way out, f(x) = f(x - Gφ(x)) + Gφ(x): the group means are taken out, in at least
+single precision, and carried past the layer. Between layers that pass on
+:class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, that has been done already, once, at the entrance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from offset_equivariant.groups import add_offset, at_least_single, group_mean
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether ``torch.autocast`` is at work on tensors like ``x``; it leaves double precision alone."""
+    return x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+
+
+def past_low_precision(layer: Callable[[Tensor], Tensor], x: Tensor, offset_groups: int) -> Tensor:
+    """Return f(x - Gφ(x)) + Gφ(x) for an offset equivariant f, ``layer``, in at least single precision.
+
+    Args:
+        layer: from ``(N, C, *spatial)`` to ``(N, C', *spatial')``.
+        x: ``(N, C, *spatial)``.
+        offset_groups: number of offset groups.
+    """
+    wide = x.to(at_least_single(x.dtype))
+    offset = group_mean(wide, offset_groups)
+    return add_offset(layer(add_offset(wide, -offset)).to(wide.dtype), offset)

@@ -1,0 +1,70 @@
+"""Signals that ask a training to stop: it is checkpointed before anything else happens."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class TrainingInterruptedError(RuntimeError):
+    """A signal to stop came; the run was checkpointed and can be taken up again.
+
+    Attributes:
+        exit_status: what a process that the signal ended is expected to return, 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number
+
+
+#: What asks for a stop: batch systems announce the end of a job's time, or its preemption, by one of the first three.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+#: Handlers that nobody has chosen; None is one that was not set from Python.
+_DEFAULT_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
+
+
+class StopRequest:
+    """Turns signals into a request, answered at the end of a step. A second Ctrl-C is as usual.
+
+    A handler that was there before, such as submitit's, which puts its job back into the queue and ends the process,
+    has its turn when the checkpoint is written.
+    """
+
+    def __init__(self) -> None:
+        # Until a signal comes: what is said where another rank got one.
+        self.name = "another rank"
+        self.number = int(signal.SIGTERM)
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in _STOP_SIGNALS:
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def answer(self, step: int) -> None:
+        """Do what the signal asks for, now that the run is checkpointed at ``step``; return to go on training.
+
+        Raises:
+            TrainingInterruptedError: if there was no handler before.
+        """
+        handler = self._previous.get(self.number)
+        if not self.requested or handler in _DEFAULT_HANDLERS:
+            raise TrainingInterruptedError(
+                f"stopped by {self.name} at step {step}; the same command goes on from there", self.number
+            )
+        self.requested = False
+        handler(self.number, None)
+
+    def _request(self, number: int, _: FrameType | None) -> None:
+        self.name, self.number, self.requested = signal.Signals(number).name, number, True
+        if self._previous[number] in _DEFAULT_HANDLERS:
+            signal.signal(number, self._previous[number])
