@@ -129,7 +129,7 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: Labelled
 def build_evaluation(config: ExperimentConfig, network: nn.Module, images: LabelledImages) -> RecognitionEvaluation:
     """Build the evaluation of a network as it is now, folded, on images, both on the device."""
     return RecognitionEvaluation(
-        fuse_for_inference(network),
+        fuse_for_inference(network) if build_family(config).folds else network,
         images,
         build_pipeline(config),
         requantize=config.distortion.requantize,
