@@ -1,6 +1,6 @@
 """What the strategies of a table cost beside what they are good for, as measured by ``scripts/measure_costs.py``.
 
-``costs/table<N>.json`` below ``results``, or ``costs.json`` below its ablations, holds the times of one device, measured
+``costs/table<N>.json`` below ``results``, or ``costs.json`` below its ablations, has the times of one device, measured
 side by side: the seconds that the trainings of the records took would not do, since they ran at various times, beside
 other work.
 """
