@@ -263,9 +263,9 @@ def _strategy(table: Table, row: TableRow, notes: list[str]) -> str:
 def _ours(cell: Cell, digits: int) -> str:
     if cell.ours is None:
         return "–"
-    if cell.std is not None:
-        return f"{cell.ours:.{digits}f} ± {cell.std:.{digits}f}"
-    return _interval((cell.ours, *cell.interval), f".{digits}f") if cell.interval else f"{cell.ours:.{digits}f}"
+    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+    interval = "" if cell.interval is None else " [{:.{d}f}, {:.{d}f}]".format(*cell.interval, d=digits)
+    return f"{cell.ours:.{digits}f}{spread}{interval}"
 
 
 def _difference(cell: Cell) -> str:
@@ -289,7 +289,7 @@ def _superscript(index: int) -> str:
 
 def _explanation(table: Table) -> str:
     counts = " or ".join(f"{n:,}" for n in sorted({record.n for row in table.rows for record in row.records}))
-    spread = "[ ]: 95 % interval over the test images; "
+    spread = "[ ]: 95 % interval over the test images and, of several seeds, over seeds; "
     return (
         f"S: saturation of the test illuminant. {counts} test images. {spread}±: standard deviation over seeds. "
         "Difference: ours minus the paper's."
