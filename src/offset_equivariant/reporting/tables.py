@@ -37,6 +37,7 @@ __all__ = [
     "TableRow",
     "build_table",
     "build_table1",
+    "markdown_rows",
     "readme_block",
     "render_csv",
     "render_markdown",
@@ -115,13 +116,13 @@ def render_markdown(table: Table, heading: str = "#", *, supplements: bool = Tru
         lines.append([*line, _weights(row)])
         change = "–" if row.invariance is None else f"{row.invariance:.2g}"
         invariance.append([title, change, *(_interval(cell.paired, f"+.{digits}f") for cell in row.cells)])
-    blocks = [f"{heading} Table {description.number}: {description.title}", _markdown_rows(lines)]
+    blocks = [f"{heading} Table {description.number}: {description.title}", markdown_rows(lines)]
     blocks += [f"{_superscript(i)} {note}" for i, note in enumerate(notes)]
     blocks.append(_explanation(table))
     if any(cell != "–" for line in invariance[1:] for cell in line[1:]):
         blocks += ["Invariance, and paired differences on the same images under the same illuminants "
                    f"({'percentage points' if description.unit == '%' else description.unit}, 95 % interval):",
-                   _markdown_rows(invariance)]  # fmt: skip
+                   markdown_rows(invariance)]  # fmt: skip
     for supplement in description.supplements:
         if supplements or supplement.in_readme:
             blocks += _supplement(table, supplement, notes)
@@ -206,7 +207,7 @@ def _supplement(table: Table, supplement: Supplement, notes: list[str]) -> list[
             lines.append([_strategy(table, row, notes), *shown])
     if not lines:
         return []
-    return [f"{supplement.title}:", _markdown_rows([["Strategy", *supplement.columns], *lines])]
+    return [f"{supplement.title}:", markdown_rows([["Strategy", *supplement.columns], *lines])]
 
 
 def _costs(table: Table, notes: list[str]) -> list[str]:
@@ -215,7 +216,7 @@ def _costs(table: Table, notes: list[str]) -> list[str]:
         return []
     titles = {row.description.name: _strategy(table, row, notes) for row in table.rows}
     caption, lines = tabulate_costs(table.costs, titles, table.description.baseline)
-    return [caption, _markdown_rows(lines)]
+    return [caption, markdown_rows(lines)]
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:
@@ -296,7 +297,8 @@ def _explanation(table: Table) -> str:
     )
 
 
-def _markdown_rows(rows: list[list[str]]) -> str:
+def markdown_rows(rows: list[list[str]]) -> str:
+    """Return a table of Markdown; the first row is its header."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     rule = "|".join(["---"] + ["---:"] * (len(rows[0]) - 1))
     return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
