@@ -11,6 +11,7 @@ from offset_equivariant.reporting.comparison import TABLE1, TABLE3, Cell, build_
 from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.records import save_evaluation
 from offset_equivariant.reporting.reproduction import paper_inside, render_reproduction, verdict, write_reproduction
+from offset_equivariant.reporting.statistics import proportion_interval
 
 KEYS = ("0.0", "0.5", "0.9")
 PAPERS = {
@@ -105,7 +106,9 @@ def test_document_says_numbers_claims_and_runs(tmp_path, make_record):
     assert write_reproduction(tmp_path) == page
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
-    assert "## Table 1: reproduced" in text and "| Original | 0.5 | 12.6 | 12.60 [11.96, 13.27] | +0.0 | yes |" in text
+    low, high = (100 * end for end in proportion_interval(1260, 10_000))
+    line = f"| Original | 0.5 | 12.6 | 12.60 [{low:.2f}, {high:.2f}] | +0.0 | yes |"
+    assert "## Table 1: reproduced" in text and line in text
     assert "more than triples the original's error | 8.67 → 29.00, 3.34 times | yes |" in text
     assert "| Equivariant | cifar10, 10,000 | fast | 100 of 100 | 0 | 0.0 | – | aaaaaaaa |" in text
     assert render_reproduction(tmp_path / "results") in text
