@@ -67,8 +67,9 @@ figures: tables ## The same as tables: one command renders both
 benchmark: $(STAMP) ## Time the networks on this device and choose its fastest settings; let nothing else run meanwhile
 	$(PY) scripts/benchmark.py
 
-costs: $(STAMP) ## Time the strategies of Table 1 on this device; let nothing else run meanwhile
-	$(PY) scripts/measure_costs.py
+costs: $(STAMP) ## Time the strategies of Table 1, and the ablations, on this device; let nothing else run meanwhile
+	$(PY) scripts/measure_costs.py table1
+	$(PY) scripts/measure_costs.py ablations
 
 clean-venv: ## Remove .venv
 	rm -rf $(VENV)

@@ -1,6 +1,8 @@
-"""Time the strategies of Table 1 side by side on this device, and write results/costs/table1.json.
+"""Time the strategies of Table 1, or the ablations, side by side on this device.
 
-    python scripts/measure_costs.py [--rounds 9]
+    python scripts/measure_costs.py [table1|ablations] [--rounds 9]
+
+Writes results/costs/table1.json or results/ablations/costs.json.
 
 Trainings and inference run as in `train=fast`, without a compiler, on images of noise. Let nothing else run meanwhile.
 """
@@ -22,8 +24,8 @@ from offset_equivariant.performance.measuring import interleaved
 from offset_equivariant.performance.settings import device_slug
 from offset_equivariant.performance.strategies import BATCH, Subject, subject_of, training_steps
 from offset_equivariant.performance.subjects import random_images
-from offset_equivariant.reporting.comparison import find_table
-from offset_equivariant.reporting.costs import Cost, Costs, write_costs
+from offset_equivariant.reporting.ablations import FOLDER
+from offset_equivariant.reporting.costs import Cost, Costs, costs_path, write_costs
 
 #: Images of noise: enough for a few batches.
 IMAGES = 512
@@ -34,15 +36,14 @@ BALANCING = "quasi_unsupervised"
 def main() -> None:
     """Measure everything, and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", nargs="?", choices=["table1", "ablations"], default="table1")
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    arguments = parser.parse_args()
+    rounds, prefix = arguments.rounds, {"table1": "table1_", "ablations": "ablation_"}[arguments.subject]
     device = choose_device("auto")
     images = random_images(32, IMAGES, device)
-    subjects = {
-        row.name: subject_of(config_of(f"table1_{row.name}"), images)
-        for row in find_table(1).rows
-        if (CONFIGURATION / "experiment" / f"table1_{row.name}.yaml").exists()
-    }
+    experiments = sorted(path.stem for path in (CONFIGURATION / "experiment").glob(f"{prefix}*.yaml"))
+    subjects = {name.removeprefix(prefix): subject_of(config_of(name), images) for name in experiments}
     timed: dict[str, Callable[[], object]] = {f"{name} step": s.training_step for name, s in subjects.items()}
     timed |= {f"{name} inference": s.inference for name, s in subjects.items()}
     timed |= {f"{name} balance": s.balance for name, s in subjects.items() if s.balance is not None}
@@ -54,7 +55,9 @@ def main() -> None:
     commit, dirty = provenance.commit()
     details = {"environment": provenance.environment(device), "rounds": rounds, "ms": times}
     costs = Costs(device_slug(device), torch.get_num_threads(), commit, dirty, rows, details)
-    print(f"wrote {write_costs(provenance.repository_root() / 'results', 1, costs)}; now make tables")
+    results = provenance.repository_root() / "results"
+    path = costs_path(results, 1) if arguments.subject == "table1" else costs_path(results / FOLDER)
+    print(f"wrote {write_costs(costs, path)}; now make tables")
 
 
 def config_of(experiment: str) -> ExperimentConfig:

@@ -29,7 +29,8 @@ def changed(settings: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 #: Experiments by how their names begin, and how the names of their presets begin.
-PREFIXES = {"table1_": "", "search_": "", "table2_": "imagenet_", "table3_": "nus_", "search_nus_": "nus_"}
+PREFIXES = {"table1_": "", "ablation_": "", "search_": "", "table2_": "imagenet_"}
+PREFIXES |= {"table3_": "nus_", "search_nus_": "nus_"}
 PREFIXES |= {"table4_": "inpainting_", "search_inpainting_": "inpainting_", "quasi_unsupervised": "quasi_"}
 
 

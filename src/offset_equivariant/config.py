@@ -89,7 +89,7 @@ class ModelConfig:
     ]
     #: Keyword arguments of the architecture beside its family.
     options: dict[str, Any]
-    family: Literal["conventional", "offset_equivariant"]
+    family: Literal["conventional", "offset_equivariant", "offset_equivariant_plain"]
     family_options: dict[str, Any]
     #: None where an architecture has a coding of its input of its own.
     representation: RepresentationConfig | None

@@ -8,8 +8,8 @@ from offset_equivariant.groups import add_offset
 from offset_equivariant.models.resnet import RESNETS, BasicBlock, Bottleneck, CifarResNet, ResNet
 from offset_equivariant.nn import Conventional, OffsetEquivariant, check_equivariance, constraint_error, project_
 from offset_equivariant.nn.constraint import ConstrainedWeight
+from offset_equivariant.nn.families import PlainOffsetEquivariant
 from offset_equivariant.nn.fused import BatchNormOfShortcut, BatchNormReLU
-from offset_equivariant.performance.subjects import PlainOffsetEquivariant
 
 IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 

@@ -6,16 +6,22 @@ import torch
 from torch import nn
 
 import offset_equivariant as oe
+from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn import FAMILIES, Conventional, LayerFamily, OffsetEquivariant, constraint_error
+from offset_equivariant.nn.equivariance import check_equivariance
+from offset_equivariant.nn.families import PlainOffsetEquivariant
+from offset_equivariant.nn.pooling import GroupLinear
 
 
 def test_both_families_supply_every_layer_with_the_same_arguments():
     methods = {name: method for name, method in vars(LayerFamily).items() if not name.startswith("_")}
+    assert isinstance(methods.pop("folds"), property)
     assert len(methods) == 18
     for family in FAMILIES.values():
         for name, method in methods.items():
             assert inspect.signature(getattr(family, name)) == inspect.signature(method), name
-    assert set(FAMILIES.items()) == {("conventional", Conventional), ("offset_equivariant", OffsetEquivariant)}
+    assert set(FAMILIES) == {"conventional", "offset_equivariant", "offset_equivariant_plain"}
+    assert [family.folds for family in FAMILIES.values()] == [True, True, False]
 
 
 def test_widths_and_scores():
@@ -117,3 +123,48 @@ def test_conventional_convolutions_start_as_he_et_al_say():
 def test_channels_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"in_channels = 3 .* offset_groups = 31; .* is 31"):
         oe.nn.OffsetEquivariant(offset_groups=31).conv2d(3, 31, 3)
+
+
+@pytest.mark.parametrize(
+    "poolings", [("mean", "mean"), ("max", "mean"), ("min", "linear"), ("linear", "linear")], ids="-".join
+)
+def test_plain_networks_are_equivariant_with_every_group_pooling(poolings):
+    torch.manual_seed(0)
+    names = dict(zip(("normalisation_pooling", "rectifier_pooling"), poolings, strict=True))
+    network = CifarResNet(8, 10, PlainOffsetEquivariant(constraint="parametrization", **names))
+    report = check_equivariance(network, (2, 3, 16, 16), output="mean", magnitudes=(1.0,))
+    assert report.worst(torch.float64) <= 1e-12, f"\n{report}"
+
+
+def test_linear_group_pooling_starts_as_the_mean_and_then_differs():
+    torch.manual_seed(0)
+    linear = CifarResNet(8, 10, PlainOffsetEquivariant(normalisation_pooling="linear", rectifier_pooling="linear"))
+    poolings = [module for module in linear.modules() if isinstance(module, GroupLinear)]
+    assert len(poolings) == 14  # of seven normalisations and seven rectifiers
+    mean = CifarResNet(8, 10, PlainOffsetEquivariant())
+    mean.load_state_dict({name: value for name, value in linear.state_dict().items() if "combination" not in name})
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(linear.eval()(images), mean.eval()(images), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        poolings[1].combination.weight.add_(torch.randn(poolings[1].combination.weight.shape))
+    poolings[1].combination.project_()
+    assert not torch.allclose(linear(images), mean(images), atol=1e-3)
+
+
+def test_extremes_in_the_rectifier_leave_nothing_or_rectify_nothing():
+    x = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    largest = x.unflatten(1, (3, 2)).amax((2, 3, 4)).repeat_interleave(2, 1)[..., None, None]
+    assert torch.equal(oe.nn.ReLU(pooling="max")(x), largest.expand_as(x))
+    torch.testing.assert_close(oe.nn.ReLU(pooling="min")(x), x, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="rectifier_pooling = 'max' is not one of mean, linear"):
+        PlainOffsetEquivariant(rectifier_pooling="max")
+    with pytest.raises(ValueError, match="group pooling 'average' is not one of mean, max, min"):
+        PlainOffsetEquivariant(normalisation_pooling="average")
+
+
+def test_padding_of_the_family_is_that_of_its_convolutions():
+    family = OffsetEquivariant(padding="offset")
+    assert family.conv2d(3, 3, 3, 1, 1).padding_mode == "offset" and family.batch_norm_relu(3, border=1).border == 0
+    assert OffsetEquivariant().conv2d(3, 3, 3, 1, 1).padding_mode == "replicate"
+    with pytest.raises(ValueError, match="padding = 'zeros' is not one of replicate, offset"):
+        OffsetEquivariant(padding="zeros")

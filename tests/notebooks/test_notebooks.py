@@ -10,7 +10,13 @@ from offset_equivariant.provenance import repository_root
 
 NOTEBOOKS = sorted((repository_root() / "notebooks").glob("*.ipynb"))
 #: Pictures that each notebook shows.
-PICTURES = {"01_tables_and_curves": 2, "03_white_balance": 2, "04_inpainting": 3}
+PICTURES = {
+    "01_tables_and_curves": 2,
+    "02_predictions_under_coloured_light": 2,
+    "03_white_balance": 2,
+    "04_inpainting": 3,
+    "05_build_your_own_equivariant_network": 1,
+}
 
 
 def test_every_notebook_is_listed():

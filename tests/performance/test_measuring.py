@@ -6,6 +6,7 @@ from torch import nn
 
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn import OffsetEquivariant
+from offset_equivariant.nn.families import PlainOffsetEquivariant
 from offset_equivariant.nn.fused import BatchNormReLU
 from offset_equivariant.performance.measuring import (
     interleaved,
@@ -15,7 +16,7 @@ from offset_equivariant.performance.measuring import (
     training_memory,
 )
 from offset_equivariant.performance.settings import Setting
-from offset_equivariant.performance.subjects import NETWORKS, PlainOffsetEquivariant, Size, bare_step_of, family_of
+from offset_equivariant.performance.subjects import NETWORKS, Size, bare_step_of, family_of
 
 CPU = torch.device("cpu")
 EAGER = Setting(channels_last=True, compile=False)

@@ -33,12 +33,12 @@ def test_training_time_counts_what_comes_before_the_first_step():
 
 def test_file_gives_back_what_was_written(tmp_path):
     assert read_costs(tmp_path, 1) is None
-    write_costs(tmp_path, 1, COSTS)
+    write_costs(COSTS, costs_path(tmp_path, 1))
     assert read_costs(tmp_path, 1) == COSTS
 
 
 def test_damaged_file_is_named(tmp_path):
-    write_costs(tmp_path, 1, COSTS)
+    write_costs(COSTS, costs_path(tmp_path, 1))
     path = costs_path(tmp_path, 1)
     path.write_text(path.read_text().replace('"steps"', '"stops"'))
     with pytest.raises(ValueError, match=r"table1.json: is not a file of costs .*stops.*; run make costs"):

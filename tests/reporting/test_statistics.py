@@ -15,6 +15,7 @@ from offset_equivariant.reporting.statistics import (
     paired_median_difference,
     proportion_interval,
     summarise_errors,
+    widened_by_seeds,
 )
 
 
@@ -126,3 +127,23 @@ def test_paired_difference_of_medians():
     assert paired_median_difference(other, b) == (difference, low, high)
     with pytest.raises(ValueError, match="shape"):
         paired_median_difference(other[0], b[0])
+
+
+def test_seeds_widen_an_interval_in_squares():
+    values = [10.0, 11.0, 12.0]  # mean 11, standard deviation 1
+    half = 4.302652729749462 / math.sqrt(3)  # Student's t of two degrees of freedom at 97.5 %
+    low, high = widened_by_seeds((10.5, 11.75), values)
+    assert (low, high) == pytest.approx((11 - math.hypot(0.5, half), 11 + math.hypot(0.75, half)))
+    assert widened_by_seeds((10.5, 11.75), [11.0]) == (10.5, 11.75)
+    assert widened_by_seeds((10.5, 11.75), [11.0, 11.0]) == pytest.approx((10.5, 11.75))
+
+
+def test_widened_interval_covers_the_truth_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        images = random.normal(0.0, 0.3)  # what the choice of test images adds to all seeds alike
+        seeds = images + random.normal(0.0, 0.4, 3)
+        low, high = widened_by_seeds((seeds.mean() - 1.96 * 0.3, seeds.mean() + 1.96 * 0.3), seeds.tolist())
+        covered += low <= 0 <= high
+    assert 0.94 < covered / 2000 < 0.995

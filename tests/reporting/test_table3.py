@@ -5,7 +5,12 @@ import pytest
 
 from offset_equivariant.reporting.comparison import TABLE3, build_table
 from offset_equivariant.reporting.figures import curves_csv, figure5
-from offset_equivariant.reporting.statistics import STATISTICS, median_interval, paired_median_difference
+from offset_equivariant.reporting.statistics import (
+    STATISTICS,
+    median_interval,
+    paired_median_difference,
+    widened_by_seeds,
+)
 from offset_equivariant.reporting.tables import render_markdown, tabulate
 
 KEYS = ("0.0", "0.5", "0.9", "1.0")
@@ -44,11 +49,9 @@ def test_cells_hold_medians_intervals_and_paired_differences(found):
     of = {key: {k: v.astype(float) for k, v in o[ERROR].items()} for key, o in outcomes.items()}
     original = [np.median(of["table3_original", seed]["0.5"]) for seed in (0, 1)]
     cell = rows["original"].cells[1]
-    assert (cell.ours, cell.std, cell.interval) == (
-        pytest.approx(np.mean(original)),
-        pytest.approx(np.std(original, ddof=1)),
-        None,
-    )
+    assert (cell.ours, cell.std) == (pytest.approx(np.mean(original)), pytest.approx(np.std(original, ddof=1)))
+    of_images = np.mean([median_interval(of["table3_original", seed]["0.5"]) for seed in (0, 1)], axis=0)
+    assert cell.interval == pytest.approx(widened_by_seeds(tuple(of_images), original))
     assert cell.paper.value == 11.5 and rows["original"].invariance == 0.25
     cell = rows["equivariant_filled"].cells[2]
     mine = of["table3_equivariant_filled", 0]["0.9"]
@@ -57,7 +60,10 @@ def test_cells_hold_medians_intervals_and_paired_differences(found):
     assert cell.paired == pytest.approx(expected)  # the seed that both have
     both = np.stack([of["table3_original", seed]["0.0"] for seed in (0, 1)])
     grey = of["table3_grey_world", 0]["0.0"]
-    expected = paired_median_difference(np.stack([grey, grey]), both)  # without training, compared with every seed
+    # Without training, compared with every seed.
+    difference, *interval = paired_median_difference(np.stack([grey, grey]), both)
+    by_seed = [np.median(grey) - np.median(seed) for seed in both]
+    expected = difference, *widened_by_seeds(tuple(interval), by_seed)
     assert rows["grey_world"].cells[0].paired == pytest.approx(expected)
 
 

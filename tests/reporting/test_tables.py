@@ -8,6 +8,7 @@ import pytest
 
 from offset_equivariant.reporting.comparison import TABLE1, RowDescription, TableDescription, build_table
 from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
+from offset_equivariant.reporting.statistics import proportion_interval
 from offset_equivariant.reporting.tables import (
     README_BEGIN,
     README_END,
@@ -80,13 +81,17 @@ def test_several_seeds_give_mean_and_deviation(tmp_path, make_record):
     for seed, counts in enumerate([(1, 2, 3), (2, 2, 5), (3, 2, 4)]):
         save(tmp_path, make_record, "original", counts, seed=seed, training_commits=[f"commit{seed}" + "0" * 30])
     cells = built(tmp_path).rows[0].cells
-    assert [(cell.ours, cell.std, cell.interval) for cell in cells] == [
-        (25.0, pytest.approx(12.5), None),
-        (25.0, 0.0, None),
-        (50.0, pytest.approx(12.5), None),
+    assert [(cell.ours, cell.std) for cell in cells] == [
+        *((25.0, pytest.approx(12.5)), (25.0, 0.0), (50.0, pytest.approx(12.5)))
     ]
+    # Of images, the mean of the three Wilson intervals; of seeds, Student's t of two degrees of freedom.
+    of_images = np.mean([proportion_interval(count, 8) for count in (1, 2, 3)], axis=0) * 100
+    half = 4.302652729749462 * 12.5 / np.sqrt(3)
+    expected = 25 - np.hypot(25 - of_images[0], half), 25 + np.hypot(of_images[1] - 25, half)
+    assert cells[0].interval == pytest.approx(expected)
+    assert cells[1].interval == pytest.approx([100 * end for end in proportion_interval(2, 8)])
     line = lines(built(tmp_path))[1]
-    assert "| 25.00 ± 12.50 | +16.33 |" in line
+    assert f"| 25.00 ± 12.50 [{expected[0]:.2f}, {expected[1]:.2f}] | +16.33 |" in line
     assert line.endswith("| fast, seeds 0 1 2, commit00 commit10 commit20 |")
 
 
@@ -126,7 +131,9 @@ def test_paired_differences_are_taken_image_by_image_and_averaged_over_seeds(tmp
     rows = {row.description.name: row for row in built(tmp_path).rows}
     mean = {row: (data[row, 0].astype(float) + data[row, 1]) / 2 for row in ("original", "equivariant")}
     d = 100 * (mean["equivariant"] - mean["original"])
-    half = 1.959963984540054 * d.std(ddof=1) / np.sqrt(40)
+    of_seeds = [100 * (data["equivariant", k].mean() - data["original", k].mean()) for k in (0, 1)]
+    half_of_seeds = 12.706204736432095 * np.std(of_seeds, ddof=1) / np.sqrt(2)  # Student's t of one degree of freedom
+    half = np.hypot(1.959963984540054 * d.std(ddof=1) / np.sqrt(40), half_of_seeds)
     assert rows["equivariant"].cells[1].paired == pytest.approx((d.mean(), d.mean() - half, d.mean() + half))
     assert rows["equivariant"].cells[0].paired is None
     assert rows["original"].cells[1].paired is None

@@ -144,7 +144,7 @@ def build_evaluation(
     """Build the evaluation of a network as it is now, folded, on images that are on its device, or on disk."""
     device = _device_of(network)
     return RecognitionEvaluation(
-        fuse_for_inference(network),
+        fuse_for_inference(network) if build_family(config).folds else network,
         evaluation_images(config, images, device),
         build_pipeline(config),
         requantize=config.distortion.requantize,

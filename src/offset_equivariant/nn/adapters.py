@@ -69,19 +69,21 @@ class _BatchNorm(OffsetAdapter):
         track_running_stats: bool = True,
         *,
         offset_groups: int = 3,
+        pooling: str | nn.Module = "mean",
     ) -> None:
         channels_per_group(num_features, offset_groups, "num_features")
-        super().__init__(self._normalisation(num_features, eps, momentum, affine, track_running_stats), offset_groups)
+        normalisation = self._normalisation(num_features, eps, momentum, affine, track_running_stats)
+        super().__init__(normalisation, offset_groups, pooling)
 
 
 class BatchNorm1d(_BatchNorm):
-    """Batch normalisation of ``(N, C)`` or ``(N, C, L)`` by Eq. 19 with average group pooling; arguments as torch's."""
+    """Batch normalisation of ``(N, C)`` or ``(N, C, L)`` by Eq. 19; arguments as torch's, ``pooling`` as ReLU's."""
 
     _normalisation = nn.BatchNorm1d
 
 
 class BatchNorm2d(_BatchNorm):
-    """Batch normalisation of ``(N, C, H, W)`` by Eq. 19 with average group pooling; arguments as torch's."""
+    """Batch normalisation of ``(N, C, H, W)`` by Eq. 19; arguments as torch's, ``pooling`` as ReLU's."""
 
     _normalisation = nn.BatchNorm2d
 

@@ -7,7 +7,7 @@ A model asks its family for layers and never which family it is. ``Conventional`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol, get_args
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from offset_equivariant.nn import (
     fused,
     layers,
     one_position,
+    plain,
     residual,
     shifted,
     synchronised,
@@ -25,7 +26,10 @@ from offset_equivariant.nn import (
 )
 from offset_equivariant.nn.constraint import Constraint
 from offset_equivariant.nn.initialisation import initialise_constrained_, initialise_conventional_
-from offset_equivariant.nn.pooling import MaxPool2d
+from offset_equivariant.nn.pooling import GroupLinear, MaxPool2d, make_group_pooling
+
+#: How convolutions pad.
+BorderPadding = Literal["replicate", "offset"]
 
 
 class LayerFamily(Protocol):
@@ -106,10 +110,16 @@ class LayerFamily(Protocol):
     def initialise_(self, network: nn.Module) -> None:
         """Draw the network's initial weights, in place."""
 
+    @property
+    def folds(self) -> bool:
+        """Whether :func:`~offset_equivariant.nn.fuse_for_inference` finds what it can fold in networks of these."""
+
 
 @dataclass(frozen=True)
 class Conventional:
     """torch's own layers."""
+
+    folds: ClassVar[bool] = True
 
     def width(self, channels: int) -> int:
         return channels
@@ -194,20 +204,26 @@ class OffsetEquivariant:
             :func:`~offset_equivariant.nn.constraint.project_` after each optimiser step.
         shortcut_padding: see :class:`~offset_equivariant.nn.residual.OptionAShortcut`.
         init_gain: standard deviation of the initial convolution weights in units of He et al.'s, after projection.
+        padding: of convolutions: ``replicate``, the border's own values, as in the paper, or ``offset``, zeros beside
+            the offset (see :class:`~offset_equivariant.nn.layers.Conv2d`). Transposed convolutions replicate.
 
     Raises:
-        ValueError: if ``offset_groups`` or ``init_gain`` is not positive.
+        ValueError: if ``offset_groups`` or ``init_gain`` is not positive, or the ``padding`` is another.
     """
 
     offset_groups: int = 3
     constraint: Constraint = "projection"
     shortcut_padding: residual.ShortcutPadding = "inside_groups"
     init_gain: float = 1.0
+    padding: BorderPadding = "replicate"
+    folds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         channels_per_group(self.offset_groups, self.offset_groups)  # refuses what cannot be a number of groups
         if not self.init_gain > 0:
             raise ValueError(f"init_gain = {self.init_gain} must be positive")
+        if self.padding not in get_args(BorderPadding):
+            raise ValueError(f"padding = {self.padding!r} is not one of {', '.join(get_args(BorderPadding))}")
 
     def width(self, channels: int) -> int:
         return nearest_multiple(channels, self.offset_groups)
@@ -228,6 +244,7 @@ class OffsetEquivariant:
             stride,
             padding,
             bias=bias,
+            padding_mode=self.padding,
             offset_groups=self.offset_groups,
             constraint=self.constraint,
         )
@@ -270,6 +287,7 @@ class OffsetEquivariant:
         return fused.BatchNormOfShortcut(channels, offset_groups=self.offset_groups)
 
     def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
+        border = border if self.padding == "replicate" else 0
         return fused.BatchNormReLU(channels, offset_groups=self.offset_groups, border=border)
 
     def batch_norm2d(self, channels: int) -> nn.Module:
@@ -304,7 +322,60 @@ class OffsetEquivariant:
         initialise_constrained_(network, self.offset_groups, self.init_gain)
 
 
+@dataclass(frozen=True)
+class PlainOffsetEquivariant(OffsetEquivariant):
+    """The same layers as plain compositions of Eq. 19, 21 and 27, feature maps passed on as tensors, nothing fused.
+
+    Slower; for comparison, and for other group poolings than the mean.
+
+    Args:
+        normalisation_pooling: φ of normalisation: ``mean``, ``max``, ``min``, or ``linear``, a learned combination
+            (:class:`~offset_equivariant.nn.pooling.GroupLinear`) for each layer.
+        rectifier_pooling: φ of the rectifier: ``mean`` or ``linear``. By Eq. 21, max(x, φ(x)), nothing but the maximum
+            is left behind ``max``, and ``min`` rectifies nothing.
+
+    Raises:
+        ValueError: for other poolings, and as :class:`OffsetEquivariant`.
+    """
+
+    normalisation_pooling: str = "mean"
+    rectifier_pooling: str = "mean"
+    folds: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rectifier_pooling not in ("mean", "linear"):
+            raise ValueError(f"rectifier_pooling = {self.rectifier_pooling!r} is not one of mean, linear")
+        self._pooling(self.normalisation_pooling, self.offset_groups)  # refuses an unknown one
+
+    def _pooling(self, name: str, channels: int) -> nn.Module:
+        if name == "linear":
+            return GroupLinear(channels, self.offset_groups, self.constraint)
+        return make_group_pooling(name, self.offset_groups)
+
+    def entrance(self) -> nn.Module:
+        return nn.Identity()
+
+    def batch_norm(self, channels: int) -> nn.Module:
+        pooling = self._pooling(self.normalisation_pooling, channels)
+        return adapters.BatchNorm2d(channels, offset_groups=self.offset_groups, pooling=pooling)
+
+    def batch_norm2d(self, channels: int) -> nn.Module:
+        return self.batch_norm(channels)
+
+    def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
+        poolings = (self._pooling(name, channels) for name in (self.normalisation_pooling, self.rectifier_pooling))
+        return plain.PlainBatchNormReLU(channels, self.offset_groups, *poolings)
+
+    def initialise_(self, network: nn.Module) -> None:
+        super().initialise_(network)
+        for module in network.modules():
+            if isinstance(module, GroupLinear):
+                module.start_as_average_()
+
+
 FAMILIES: dict[str, type[Conventional] | type[OffsetEquivariant]] = {
     "conventional": Conventional,
     "offset_equivariant": OffsetEquivariant,
+    "offset_equivariant_plain": PlainOffsetEquivariant,
 }

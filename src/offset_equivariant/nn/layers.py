@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offset_equivariant.groups import channels_per_group
+from offset_equivariant.groups import channels_per_group, expand_groups
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint, OffsetConstraint
 from offset_equivariant.nn.one_position import has_one_position, whole_to_pixel
 from offset_equivariant.nn.padding import PADDING_MODES, pad
 from offset_equivariant.nn.precision import autocasts, past_low_precision
-from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups
+from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups, without_offset
+
+#: Pads with the features' own offset.
+OFFSET_PADDING = "offset"
 
 
 class Linear(ConstrainedWeight, nn.Linear):
@@ -69,7 +72,13 @@ def require_torch_groups(channels: int, groups: int, offset_groups: int, name: s
 
 
 class _Conv(ConstrainedWeight):
-    """What the convolutions of one, two and three dimensions share."""
+    """What the convolutions of one, two and three dimensions share.
+
+    ``padding_mode`` is one of torch's but ``zeros``, or ``offset``, which is what zeros are to an ordinary network:
+    zeros beside the offset, of :class:`~offset_equivariant.nn.shifted.ShiftedFeatures` those of their values (so the
+    output of a rectifier is padded with the level at which it rectifies), of a tensor its group means φ(x). As
+    equivariant as the others, and the convolution pads by itself.
+    """
 
     _convolve: ClassVar[Callable[..., Tensor]]
     _reversed_padding_repeated_twice: list[int]
@@ -96,29 +105,43 @@ class _Conv(ConstrainedWeight):
         channels_per_group(out_channels, offset_groups, "out_channels")
         for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
             require_torch_groups(count, groups, offset_groups, name)
-        if padding_mode not in PADDING_MODES:
+        if padding_mode not in (*PADDING_MODES, OFFSET_PADDING):
             raise ValueError(
                 f"padding_mode = {padding_mode!r} would break offset equivariance at the border (Section 2.2); "
-                f"choose one of {', '.join(PADDING_MODES)}"
+                f"choose one of {', '.join((*PADDING_MODES, OFFSET_PADDING))}"
             )
         arguments: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        super().__init__(*arguments, bias, padding_mode, device, dtype)
+        super().__init__(*arguments, bias, "zeros" if padding_mode == OFFSET_PADDING else padding_mode, device, dtype)
+        self.padding_mode = cast(Any, padding_mode)
+        self._pads_with_offset = padding_mode == OFFSET_PADDING
         self._constrain(OffsetConstraint(offset_groups, groups), constraint)
 
     def forward(self, input: Any) -> Any:
         """Convolve a tensor, or :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, which stay such."""
         weight, bias = self.weight, cast("Tensor | None", self.bias)
         if not isinstance(input, ShiftedFeatures):
+            if self._pads_with_offset and input.ndim == weight.ndim:
+                return self.forward(self._beside_offset(input)).joined()
             if not autocasts(input) or self.holds_scaled_weight:
                 return self._conv_forward(input, weight, bias)
             return past_low_precision(lambda x: self._conv_forward(x, weight, bias), input, self.offset_groups)
         require_groups(input, self.offset_groups)
-        if self.padding_mode == "replicate" and set(self._reversed_padding_repeated_twice) == {input.border}:
+        if self._pads_with_offset:
+            values = self._convolve(input.values, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        elif self.padding_mode == "replicate" and set(self._reversed_padding_repeated_twice) == {input.border}:
             source = input.values if input.padded is None else input.padded
             values = self._convolve(source, weight, None, self.stride, 0, self.dilation, self.groups)
         else:
             values = self._conv_forward(input.values, weight, None)
         return ShiftedFeatures(values, self._shifted(input.shift, weight, bias), input.offset)
+
+    def _beside_offset(self, input: Tensor) -> ShiftedFeatures:
+        """The group means of a tensor beside the rest of it."""
+        x = without_offset(input, self.offset_groups)
+        if not self.holds_scaled_weight:
+            return x
+        # Scaled weights pass no offset on as it is, but any shift as they would pass it in the values.
+        return x._replace(shift=expand_groups(x.offset, input.shape[1]), offset=torch.zeros_like(x.offset))
 
     def _shifted(self, shift: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The shift of the output: a constant image meets, at every pixel, the sum of the taps."""

@@ -126,8 +126,12 @@ class GroupLinear(nn.Module):
         self.combination = Linear(
             channels, offset_groups, bias=False, offset_groups=offset_groups, constraint=constraint
         )
-        with torch.no_grad():
-            self.combination._free_weight().zero_()
+        self.start_as_average_()
+
+    @torch.no_grad()
+    def start_as_average_(self) -> None:
+        """Set the combination to the mean of each group's channels."""
+        self.combination._free_weight().zero_()
         self.combination.project_()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from offset_equivariant.nn.fused import BatchNormReLU, ConventionalBatchNormReLU
+from offset_equivariant.nn.plain import PlainBatchNormReLU
 from offset_equivariant.performance.settings import Setting
-from offset_equivariant.performance.subjects import PlainBatchNormReLU, Size, build, training_of
+from offset_equivariant.performance.subjects import Size, build, training_of
 
 
 def synchronise(device: torch.device) -> None:

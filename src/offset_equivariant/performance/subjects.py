@@ -17,9 +17,8 @@ from offset_equivariant.color.representation import Representation
 from offset_equivariant.data.labelled_images import LabelledImages
 from offset_equivariant.evaluation.sweep import SATURATIONS, sweep
 from offset_equivariant.models.resnet import CifarResNet
-from offset_equivariant.nn import adapters, residual
 from offset_equivariant.nn.constraint import project_
-from offset_equivariant.nn.families import Conventional, LayerFamily, OffsetEquivariant
+from offset_equivariant.nn.families import Conventional, LayerFamily, OffsetEquivariant, PlainOffsetEquivariant
 from offset_equivariant.nn.inference import fuse_for_inference
 from offset_equivariant.performance.settings import Setting
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionTraining, kept_batches
@@ -29,34 +28,6 @@ NETWORKS = ("original", "equivariant", "plain")
 #: Of the layer family, by network.
 FAMILY_NAMES = {"original": "conventional", "equivariant": "offset_equivariant", "plain": "offset_equivariant"}
 CLASSES = 10
-
-
-class PlainBatchNormReLU(nn.Module):
-    """The composition of Eq. 19, 21 and 27 that ``BatchNormReLU`` stands for."""
-
-    def __init__(self, channels: int, offset_groups: int) -> None:
-        super().__init__()
-        self.norm = adapters.BatchNorm2d(channels, offset_groups=offset_groups)
-        self.merge = residual.ResidualMerge(offset_groups=offset_groups)
-        self.relu = adapters.ReLU(offset_groups=offset_groups)
-
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        y: Tensor = self.norm(x)
-        activation: Tensor = self.relu(y if shortcut is None else self.merge(y, shortcut))
-        return activation
-
-
-class PlainOffsetEquivariant(OffsetEquivariant):
-    """The family of the plain compositions."""
-
-    def entrance(self) -> nn.Module:
-        return nn.Identity()
-
-    def batch_norm(self, channels: int) -> nn.Module:
-        return adapters.BatchNorm2d(channels, offset_groups=self.offset_groups)
-
-    def batch_norm_relu(self, channels: int, border: int = 0) -> nn.Module:
-        return PlainBatchNormReLU(channels, self.offset_groups)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from offset_equivariant.reporting.statistics import (
     paired_difference_interval,
     paired_median_difference,
     proportion_interval,
+    widened_by_seeds,
 )
 
 
@@ -310,7 +311,7 @@ class Cell:
     """One row under one saturation: the paper's value and ours (None where there is none), in the table's unit.
 
     ``std`` is over seeds; ``interval`` and ``paired`` (difference to the baseline, low, high) are 95 % intervals over
-    the test images.
+    the test images and, where there are several, the seeds.
     """
 
     saturation: float
@@ -485,16 +486,22 @@ def _cell(
     if not measured or len(measured) < len(values):  # a mean over some of the seeds would be compared with one over all
         return Cell(saturation, paper, None, None, None, None)
     ours, std = mean_and_std(measured)
+    intervals = [
+        _interval(description, record, value, outcomes.get((record.experiment, record.seed), {}), key)
+        for record, value in zip(group, measured, strict=True)
+    ]
+    known = [interval for interval in intervals if interval is not None]
     interval = None
-    if len(group) == 1:
-        interval = _interval(description, group[0], ours, outcomes.get((group[0].experiment, group[0].seed), {}), key)
+    if len(known) == len(group):
+        lows, highs = zip(*known, strict=True)
+        interval = widened_by_seeds((float(np.mean(lows)), float(np.mean(highs))), measured)
     return Cell(saturation, paper, ours, std, interval, _paired(description, group, baseline, key, outcomes))
 
 
 def _interval(
     description: TableDescription, record: Record, value: float, outcomes: Outcomes, key: str
 ) -> tuple[float, float] | None:
-    """95 % interval over the test images; None without outcomes, where it needs them."""
+    """95 % interval of one seed over the test images; None without outcomes, where it needs them."""
     if description.statistic == "proportion":
         low, high = proportion_interval(round(value / 100 * record.n), record.n)
         return 100 * low, 100 * high
@@ -526,6 +533,10 @@ def _paired(
         return None
     first, second = (np.stack([pair[i] for pair in both]) for i in (0, 1))
     if description.statistic == "median":
-        return paired_median_difference(first, second)
-    scale = 100 if description.statistic == "proportion" else 1
-    return paired_difference_interval(scale * first.mean(0), scale * second.mean(0))
+        difference, *interval = paired_median_difference(first, second)
+        by_seed = np.median(first, axis=1) - np.median(second, axis=1)
+    else:
+        scale = 100 if description.statistic == "proportion" else 1
+        difference, *interval = paired_difference_interval(scale * first.mean(0), scale * second.mean(0))
+        by_seed = scale * (first.mean(1) - second.mean(1))
+    return difference, *widened_by_seeds((interval[0], interval[1]), by_seed.tolist())

@@ -1,7 +1,8 @@
 """What the strategies of a table cost beside what they are good for, as measured by ``scripts/measure_costs.py``.
 
-``results/costs/table<N>.json`` holds the times of one device, measured side by side: the seconds that the trainings of
-the records took would not do, since they ran at various times, beside other work.
+``costs/table<N>.json`` below ``results``, or ``costs.json`` below its ablations, has the times of one device, measured
+side by side: the seconds that the trainings of the records took would not do, since they ran at various times, beside
+other work.
 """
 
 from __future__ import annotations
@@ -98,20 +99,19 @@ def tabulate_costs(costs: Costs, titles: Mapping[str, str], baseline: str) -> tu
     return caption, lines
 
 
-def costs_path(results: Path, table: int) -> Path:
-    """Return where a table's costs are kept."""
-    return results / "costs" / f"table{table}.json"
+def costs_path(results: Path, table: int | None = None) -> Path:
+    """Return where the costs of a table are kept, or, without one, those of a folder of ablations."""
+    return results / "costs.json" if table is None else results / "costs" / f"table{table}.json"
 
 
-def write_costs(results: Path, table: int, costs: Costs) -> Path:
+def write_costs(costs: Costs, path: Path) -> Path:
     """Write costs, and return the path."""
-    path = costs_path(results, table)
     replace_file(path, (json.dumps(asdict(costs), indent=1) + "\n").encode())
     return path
 
 
-def read_costs(results: Path, table: int) -> Costs | None:
-    """Read the costs of a table; None where none were measured.
+def read_costs(results: Path, table: int | None = None) -> Costs | None:
+    """Read the costs at :func:`costs_path`; None where none were measured.
 
     Raises:
         ValueError: if the file is not what :func:`write_costs` writes; the message names it.

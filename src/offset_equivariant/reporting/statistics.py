@@ -1,5 +1,6 @@
 """Summaries of per-image errors, intervals of error rates, and of the difference of two strategies."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -120,6 +121,29 @@ def paired_difference_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0
     half = float(stats.norm.ppf(0.5 + confidence / 2) * differences.std(ddof=1) / np.sqrt(first.size))
     mean = float(differences.mean())
     return mean, mean - half, mean + half
+
+
+def widened_by_seeds(
+    interval: tuple[float, float], values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Widen an interval over test images by the spread over seeds; the two add up in squares.
+
+    The mean of k seeds is uncertain by t · s / √k, with s their sample standard deviation and t Student's quantile of
+    k - 1 degrees of freedom: 4.3 for three seeds.
+
+    Args:
+        interval: of the mean over seeds, from the choice of the test images alone.
+        values: the number that each seed gave, at least one; a single one says nothing of seeds, and widens nothing.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        The interval's low end, and its high end, around the mean of the values.
+    """
+    mean, std = mean_and_std(values)
+    if std is None:
+        return interval
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * std / math.sqrt(len(values))
+    return mean - math.hypot(mean - interval[0], half), mean + math.hypot(interval[1] - mean, half)
 
 
 def median_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:

@@ -37,6 +37,7 @@ __all__ = [
     "TableRow",
     "build_table",
     "build_table1",
+    "markdown_rows",
     "readme_block",
     "render_csv",
     "render_markdown",
@@ -115,13 +116,13 @@ def render_markdown(table: Table, heading: str = "#", *, supplements: bool = Tru
         lines.append([*line, _weights(row)])
         change = "–" if row.invariance is None else f"{row.invariance:.2g}"
         invariance.append([title, change, *(_interval(cell.paired, f"+.{digits}f") for cell in row.cells)])
-    blocks = [f"{heading} Table {description.number}: {description.title}", _markdown_rows(lines)]
+    blocks = [f"{heading} Table {description.number}: {description.title}", markdown_rows(lines)]
     blocks += [f"{_superscript(i)} {note}" for i, note in enumerate(notes)]
     blocks.append(_explanation(table))
     if any(cell != "–" for line in invariance[1:] for cell in line[1:]):
         blocks += ["Invariance, and paired differences on the same images under the same illuminants "
                    f"({'percentage points' if description.unit == '%' else description.unit}, 95 % interval):",
-                   _markdown_rows(invariance)]  # fmt: skip
+                   markdown_rows(invariance)]  # fmt: skip
     for supplement in description.supplements:
         if supplements or supplement.in_readme:
             blocks += _supplement(table, supplement, notes)
@@ -202,7 +203,7 @@ def _supplement(table: Table, supplement: Supplement, notes: list[str]) -> list[
             lines.append([_strategy(table, row, notes), *shown])
     if not lines:
         return []
-    return [f"{supplement.title}:", _markdown_rows([["Strategy", *supplement.columns], *lines])]
+    return [f"{supplement.title}:", markdown_rows([["Strategy", *supplement.columns], *lines])]
 
 
 def _costs(table: Table, notes: list[str]) -> list[str]:
@@ -211,7 +212,7 @@ def _costs(table: Table, notes: list[str]) -> list[str]:
         return []
     titles = {row.description.name: _strategy(table, row, notes) for row in table.rows}
     caption, lines = tabulate_costs(table.costs, titles, table.description.baseline)
-    return [caption, _markdown_rows(lines)]
+    return [caption, markdown_rows(lines)]
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:
@@ -259,9 +260,9 @@ def _strategy(table: Table, row: TableRow, notes: list[str]) -> str:
 def _ours(cell: Cell, digits: int) -> str:
     if cell.ours is None:
         return "–"
-    if cell.std is not None:
-        return f"{cell.ours:.{digits}f} ± {cell.std:.{digits}f}"
-    return _interval((cell.ours, *cell.interval), f".{digits}f") if cell.interval else f"{cell.ours:.{digits}f}"
+    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+    interval = "" if cell.interval is None else " [{:.{d}f}, {:.{d}f}]".format(*cell.interval, d=digits)
+    return f"{cell.ours:.{digits}f}{spread}{interval}"
 
 
 def _difference(cell: Cell) -> str:
@@ -285,14 +286,15 @@ def _superscript(index: int) -> str:
 
 def _explanation(table: Table) -> str:
     counts = " or ".join(f"{n:,}" for n in sorted({record.n for row in table.rows for record in row.records}))
-    spread = "[ ]: 95 % interval over the test images; "
+    spread = "[ ]: 95 % interval over the test images and, of several seeds, over seeds; "
     return (
         f"S: saturation of the test illuminant. {counts} test images. {spread}±: standard deviation over seeds. "
         "Difference: ours minus the paper's."
     )
 
 
-def _markdown_rows(rows: list[list[str]]) -> str:
+def markdown_rows(rows: list[list[str]]) -> str:
+    """Return a table of Markdown; the first row is its header."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     rule = "|".join(["---"] + ["---:"] * (len(rows[0]) - 1))
     return "\n".join([lines[0], f"|{rule}|", *lines[1:]])

@@ -1,0 +1,172 @@
+"""What the paper leaves open, tried one by one: each a table with a sentence of conclusion.
+
+The runs are short (``train=brief``), of one seed; differences below their intervals say nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from offset_equivariant.reporting.costs import Costs, read_costs
+from offset_equivariant.reporting.records import Outcomes, Record, find_records, load_outcomes
+from offset_equivariant.reporting.statistics import paired_difference_interval, proportion_interval
+from offset_equivariant.storage import replace_file
+
+#: Folder below ``results``.
+FOLDER = "ablations"
+_SATURATIONS = ("0.0", "0.5", "0.9", "1.0")
+_PAIRED_AT = ("0.0", "0.9")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A question, the variants that answer it, and the answer.
+
+    Attributes:
+        question: What was asked.
+        variants: Title -> name of the record; the first is what the others are compared with.
+        conclusion: What was found, in one sentence.
+        timed: Whether times of the variants are shown.
+    """
+
+    question: str
+    variants: Mapping[str, str]
+    conclusion: str
+    timed: bool = False
+
+
+_BASE = "ablation_equivariant_brief"
+ABLATIONS = (
+    Ablation(
+        "How much is the representation, how much the equivariance?",
+        {
+            "equivariant, log RGB": _BASE,
+            "original, log RGB": "ablation_log_rgb_brief",
+            "original, sRGB": "ablation_original_brief",
+        },
+        "",
+    ),
+    Ablation(
+        "How should dark values be clipped before the logarithm?",
+        {
+            "absolute, ε = 2·10⁻⁴ (the paper's)": _BASE,
+            "absolute, ε = 2·10⁻⁵": "ablation_epsilon_2e-5_brief",
+            "absolute, ε = 2·10⁻³ (the authors' code)": "ablation_epsilon_2e-3_brief",
+            "relative, 10⁻³ of the channel's mean": "ablation_relative_brief",
+            "relative, 10⁻⁴": "ablation_fraction_1e-4_brief",
+            "relative, 10⁻²": "ablation_fraction_1e-2_brief",
+        },
+        "",
+    ),
+    Ablation(
+        "Does it matter whether distorted images are rounded to 8 bits, as a file would be? (Networks of Table 1)",
+        {
+            "equivariant": "table1_equivariant",
+            "equivariant, rounded": "table1_equivariant_requantized",
+            "equivariant, relative clipping": "table1_equivariant_relative",
+            "equivariant, relative clipping, rounded": "table1_equivariant_relative_requantized",
+            "original": "table1_original",
+            "original, rounded": "table1_original_requantized",
+        },
+        "",
+    ),
+    Ablation(
+        "Projection after each step, or reparametrisation?",
+        {"projection": _BASE, "reparametrisation": "ablation_parametrization_brief"},
+        "",
+        timed=True,
+    ),
+    Ablation(
+        "Where do option A's shortcuts put their new channels?",
+        {"inside each offset group": _BASE, "behind all others": "ablation_shortcut_end_brief"},
+        "",
+    ),
+    Ablation(
+        "Which group pooling φ?",
+        {
+            "mean": _BASE,
+            "maximum in normalisation, mean in the rectifier": "ablation_pooling_max_brief",
+            "learned combination in both": "ablation_pooling_linear_brief",
+        },
+        "",
+        timed=True,
+    ),
+    Ablation(
+        "How should convolutions pad?",
+        {"the border's own values": _BASE, "zeros beside the offset": "ablation_padding_offset_brief"},
+        "",
+        timed=True,
+    ),
+)
+
+
+def render_ablations(
+    records: Iterable[Record], outcomes: Mapping[tuple[str, int], Outcomes], costs: Costs | None
+) -> str:
+    """Return those ablations of which every variant was measured, as Markdown."""
+    found = {record.experiment: record for record in records}
+    parts = [
+        "# Ablations",
+        "What the paper leaves open, on the CIFAR-10 test images: ResNet-20, `train=brief` (4 epochs on all training "
+        "images, seed 0) but where it says otherwise. Nothing was chosen by these numbers. Error in %, [ ]: 95 % "
+        "interval over the test images; difference: to the first variant, on the same images under the same light.",
+    ]
+    for ablation in ABLATIONS:
+        if all(name in found for name in ablation.variants.values()):
+            parts += [f"## {ablation.question}", _table(ablation, found, outcomes, costs), ablation.conclusion]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_ablations(results: Path) -> list[Path]:
+    """Write ``ablations.md`` into its folder, if that has records, and return its path."""
+    folder = results / FOLDER
+    # Those of Table 1 are compared with what was measured otherwise.
+    records = {record.experiment: record for record in [*find_records(results, 1), *find_records(folder)]}
+    if not (folder / "records").exists():
+        return []
+    chosen = [record for record in records.values() if record.seed == 0]
+    outcomes = load_outcomes(results, chosen) | load_outcomes(folder, chosen)
+    path = folder / "ablations.md"
+    replace_file(path, render_ablations(chosen, outcomes, read_costs(folder)).encode())
+    return [path]
+
+
+def _table(
+    ablation: Ablation, found: Mapping[str, Record], outcomes: Mapping[tuple[str, int], Outcomes], costs: Costs | None
+) -> str:
+    header = ["Variant", "Parameters", *(f"S = {s}" for s in _SATURATIONS)]
+    header += [*(f"difference, S = {s}" for s in _PAIRED_AT), "largest change of a posterior, S ≤ 0.9"]
+    timed = ablation.timed and costs is not None
+    header += ["ms per training step", "ms per image, inference"] if timed else []
+    base = found[next(iter(ablation.variants.values()))]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for title, name in ablation.variants.items():
+        record = found[name]
+        marks = f" **[{', '.join(record.flags)}]**" if record.flags else ""
+        row = [title + marks, f"{record.parameters:,}", *(_error(record, s) for s in _SATURATIONS)]
+        row += ["–" if record is base else _difference(record, base, outcomes, s) for s in _PAIRED_AT]
+        changes = record.metrics["posterior_change"]
+        row.append(f"{max(change for s, change in changes.items() if float(s) <= 0.9):.2g}")
+        if timed and costs is not None:
+            cost = costs.rows.get(record.row)
+            row += ["–", "–"] if cost is None else [f"{cost.step_ms:.0f}", f"{cost.inference_ms:.2f}"]
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _error(record: Record, saturation: str) -> str:
+    error = record.metrics["error_percent"].get(saturation)
+    if error is None:
+        return "–"
+    low, high = proportion_interval(round(error / 100 * record.n), record.n)
+    return f"{error:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _difference(record: Record, base: Record, outcomes: Mapping[tuple[str, int], Outcomes], saturation: str) -> str:
+    ours, theirs = (outcomes.get((r.experiment, r.seed), {}).get("error", {}).get(saturation) for r in (record, base))
+    if ours is None or theirs is None:
+        return "–"
+    difference, low, high = paired_difference_interval(100.0 * ours, 100.0 * theirs)
+    return f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"

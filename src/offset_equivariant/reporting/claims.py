@@ -1,0 +1,116 @@
+"""What the paper's tables show, as statements that can be examined on other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from offset_equivariant.reporting.comparison import Cell
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether a claim of the paper holds here, and the numbers that say so."""
+
+    holds: bool
+    measured: str
+
+
+#: Row of the paper -> saturation -> cell.
+Cells = Mapping[str, Mapping[float, Cell]]
+Examination = Callable[[Cells], Finding]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a table of the paper shows, in words.
+
+    Attributes:
+        statement: What it shows.
+        examine: To the finding, from the cells of the paper's rows, all measured.
+    """
+
+    statement: str
+    examine: Examination
+
+
+def _value(cells: Cells, row: str, s: float) -> float:
+    value = cells[row][s].ours
+    assert value is not None
+    return value
+
+
+def _grows(row: str, factor: float, *, at_least: bool) -> Examination:
+    """Whether a row's value at S = 0.9 is at least, or at most, so many times that at S = 0."""
+
+    def examine(cells: Cells) -> Finding:
+        before, after = _value(cells, row, 0.0), _value(cells, row, 0.9)
+        holds = after >= factor * before if at_least else after <= factor * before
+        return Finding(holds, f"{before:.2f} → {after:.2f}, {after / before:.2f} times")
+
+    return examine
+
+
+def _no_worse(s: float, sign: int) -> Examination:
+    """Whether the equivariant network is no worse than the original: its paired interval reaches zero or better.
+
+    ``sign`` is 1 where small values are good, -1 where large ones are.
+    """
+
+    def examine(cells: Cells) -> Finding:
+        paired = cells["equivariant"][s].paired
+        if paired is None:
+            difference = _value(cells, "equivariant", s) - _value(cells, "original", s)
+            return Finding(sign * difference <= 0, f"difference {difference:+.2f}")
+        best = min(sign * paired[1], sign * paired[2])
+        return Finding(best <= 0, "difference {:+.2f} [{:+.2f}, {:+.2f}]".format(*paired))
+
+    return examine
+
+
+def _best(s: float, sign: int) -> Examination:
+    """Whether the equivariant network is the best of the paper's rows; ``sign`` as in :func:`_no_worse`."""
+
+    def examine(cells: Cells) -> Finding:
+        values = {row: _value(cells, row, s) for row in cells}
+        ranked = sorted(values, key=lambda row: sign * values[row])
+        return Finding(ranked[0] == "equivariant", ", ".join(f"{row} {values[row]:.2f}" for row in ranked))
+
+    return examine
+
+
+_GREW_LITTLE = Claim(
+    "Coloured light, S = 0.9, adds less than a tenth to that of the equivariant network",
+    _grows("equivariant", 1.1, at_least=False),
+)
+_RECOGNITION = (
+    _GREW_LITTLE,
+    Claim("Without coloured light the equivariant network is no worse than the original", _no_worse(0.0, 1)),
+    Claim("Under coloured light, S = 0.9, it has the smallest error of the four strategies", _best(0.9, 1)),
+)
+#: By the number of the table.
+CLAIMS: Mapping[int, tuple[Claim, ...]] = {
+    1: (
+        Claim("Coloured light, S = 0.9, more than triples the original's error", _grows("original", 3, at_least=True)),
+        *_RECOGNITION,
+    ),
+    2: (
+        Claim(
+            "Coloured light, S = 0.9, adds more than a quarter to the original's error",
+            _grows("original", 1.25, at_least=True),
+        ),
+        *_RECOGNITION,
+    ),
+    3: (
+        Claim(
+            "Coloured light, S = 0.9, makes the original's error more than ten times as large",
+            _grows("original", 10, at_least=True),
+        ),
+        Claim("It does not double that of the equivariant network", _grows("equivariant", 2, at_least=False)),
+        Claim("Under coloured light, S = 0.9, the equivariant network has the smaller error", _best(0.9, 1)),
+    ),
+    4: (
+        Claim("Without coloured light the equivariant network is no worse than the original", _no_worse(0.0, -1)),
+        Claim("Under coloured light, S = 0.9, it fills better", _best(0.9, -1)),
+    ),
+}

@@ -1,0 +1,125 @@
+"""What of the paper's results is reproduced: verdicts on its numbers and on what it claims, from the records.
+
+A number is reproduced where the paper's lies in our 95 % interval. A table is ``reproduced`` where all of its numbers
+are, ``partly`` where some are, or some of its claims hold, on the paper's data; on other data it is ``not yet``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from offset_equivariant.reporting.claims import CLAIMS, Claim, Finding
+from offset_equivariant.reporting.comparison import TABLES, Cell, Table, TableRow, build_table
+from offset_equivariant.reporting.records import Record, find_records, load_outcomes, saturation_key
+from offset_equivariant.reporting.tables import markdown_rows, replace_block
+from offset_equivariant.storage import replace_file
+
+
+def render_reproduction(results: Path) -> str:
+    """Return the verdicts on all tables that have records, as Markdown."""
+    parts = []
+    for description in TABLES:
+        records = find_records(results, description.number)
+        if records:
+            table = build_table(description, records, outcomes=load_outcomes(results, records))
+            parts.append(_section(table))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_reproduction(root: Path) -> Path:
+    """Put :func:`render_reproduction` into docs/REPRODUCTION.md, and return its path."""
+    path = root / "docs" / "REPRODUCTION.md"
+    text = replace_block(path.read_text(encoding="utf-8"), render_reproduction(root / "results"))
+    replace_file(path, text.encode())
+    return path
+
+
+def verdict(table: Table) -> str:
+    """Return ``reproduced``, ``partly`` or ``not yet``; see the module's description."""
+    own = [row for row in table.rows if row.records and row.records[0].dataset == table.description.dataset]
+    expected = {(row.description.paper_row, cell.saturation) for row in table.rows for cell in row.cells if cell.paper}
+    found = {
+        (row.description.paper_row, cell.saturation)
+        for row in own
+        for cell in row.cells
+        if row.description.same_method and paper_inside(cell)
+    }
+    if found == expected:
+        return "reproduced"
+    return "partly" if found or any(finding.holds for _, finding in _findings(table, own)) else "not yet"
+
+
+def paper_inside(cell: Cell) -> bool | None:
+    """Whether the paper's number lies in our interval, as exactly as it was printed; None without either."""
+    if cell.paper is None or cell.interval is None:
+        return None
+    half_a_digit = 0.5 * 10.0**-cell.paper.decimals
+    return cell.interval[0] - half_a_digit <= cell.paper.value <= cell.interval[1] + half_a_digit
+
+
+def _section(table: Table) -> str:
+    description = table.description
+    blocks = [f"## Table {description.number}: {verdict(table)}", description.title + "."]
+    numbers = [["Strategy", "S", "Paper", "Ours, 95 % interval", "Difference", "Paper's inside"]]
+    for row in table.rows:
+        if row.records and row.records[0].dataset == description.dataset:
+            numbers += [_number(row, cell, description.decimals) for cell in row.cells if cell.paper is not None]
+    if len(numbers) > 1:
+        blocks.append(markdown_rows(numbers))
+    for dataset in dict.fromkeys(row.records[0].dataset for row in table.rows if row.records):
+        rows = [row for row in table.rows if row.records and row.records[0].dataset == dataset]
+        findings = _findings(table, rows)
+        if findings:
+            lines = [["The paper's table shows", f"Here, on {dataset}", "Holds"]]
+            lines += [
+                [claim.statement, finding.measured, "yes" if finding.holds else "**no**"] for claim, finding in findings
+            ]
+            blocks.append(markdown_rows(lines))
+    runs = [["Strategy", "Images", "Preset", "Steps", "Seeds", "Training, hours in all", "On", "Trained at"]]
+    runs += [_run(row.description.title, row.records) for row in table.rows if row.records]
+    blocks += ["What was run:", markdown_rows(runs)]
+    return "\n\n".join(blocks)
+
+
+def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Finding]]:
+    """The paper's claims that can be examined on these rows: those whose strategies were all measured."""
+    cells: dict[str, dict[float, Cell]] = {}
+    for row in rows:
+        # The paper's own rows; the first line of each, which is of the usual preset.
+        measured = all(cell.ours is not None for cell in row.cells)
+        if row.description.paper_row and row.description.same_method and measured:
+            cells.setdefault(row.description.paper_row, {cell.saturation: cell for cell in row.cells})
+    wanted = {row.paper_row for row in table.description.rows if row.paper_row}
+    if not wanted <= cells.keys():
+        return []
+    return [(claim, claim.examine(cells)) for claim in CLAIMS[table.description.number]]
+
+
+def _number(row: TableRow, cell: Cell, decimals: int) -> list[str]:
+    assert cell.paper is not None
+    inside = paper_inside(cell)
+    ours = "–" if cell.ours is None else f"{cell.ours:.{decimals}f}"
+    if cell.interval is not None:
+        ours += " [{:.{d}f}, {:.{d}f}]".format(*cell.interval, d=decimals)
+    difference = "–" if cell.difference is None else f"{cell.difference:+.{cell.paper.decimals}f}"
+    said = "–" if inside is None else "yes" if inside else "no"
+    return [row.description.title, saturation_key(cell.saturation), cell.paper.printed, ours, difference, said]
+
+
+def _run(title: str, records: Sequence[Record]) -> list[str]:
+    first = records[0]
+    hours = sum(record.train_seconds for record in records) / 3600
+    devices = dict.fromkeys(str(record.environment.get("device_name", "–")) for record in records)
+    commits = dict.fromkeys(commit[:8] for record in records for commit in record.training_commits)
+    learned = first.total_steps > 0
+    return [
+        title,
+        f"{first.dataset}, {first.n:,}",
+        first.preset if learned else "–",
+        f"{first.steps:,} of {first.total_steps:,}" if learned else "–",
+        " ".join(str(record.seed) for record in records),
+        f"{hours:.1f}" if learned else "–",
+        ", ".join(devices),
+        " ".join(commits) or "–",
+    ]

@@ -1,0 +1,58 @@
+"""The ablations: values, intervals and differences as they are; nothing of what was not measured."""
+
+import numpy as np
+
+from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER, render_ablations, write_ablations
+from offset_equivariant.reporting.costs import Cost, Costs
+from offset_equivariant.reporting.records import save_evaluation
+
+(PADDING,) = (ablation for ablation in ABLATIONS if "pad?" in ablation.question)
+KEYS = ("0.0", "0.5", "0.9", "1.0")
+
+
+def record(make_record, name, counts, row="equivariant"):
+    metrics = {
+        "error_percent": {key: 12.5 * count for key, count in zip(KEYS, counts, strict=True)},
+        "posterior_change": {"0.0": 0.0, "0.5": 0.25, "0.9": 0.125, "1.0": 0.75},
+    }
+    changes = {"experiment": name, "table": None, "preset": "brief", "metrics": metrics}
+    return make_record(row, **changes), {"error": {k: np.arange(8) < c for k, c in zip(KEYS, counts, strict=True)}}
+
+
+def pair(make_record):
+    names = list(PADDING.variants.values())
+    return [record(make_record, names[0], (2, 2, 2, 4)), record(make_record, names[1], (3, 2, 1, 4), "padding_offset")]
+
+
+def lines(text):
+    return [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+
+
+def test_variants_stand_beside_the_first(make_record):
+    found = pair(make_record)
+    outcomes = {(r.experiment, r.seed): values for r, values in found}
+    text = render_ablations([r for r, _ in found], outcomes, None)
+    header, base, other = (line.strip("| ").split(" | ") for line in lines(text))
+    assert header[2:6] == ["S = 0.0", "S = 0.5", "S = 0.9", "S = 1.0"]
+    assert base[2].startswith("25.00 [") and other[2].startswith("37.50 [") and base[6:8] == ["–", "–"]
+    assert other[6].startswith("+12.50 [") and other[7].startswith("-12.50 [")
+    assert other[8] == "0.25" and PADDING.question in text
+
+
+def test_times_are_shown_where_they_were_measured(make_record):
+    rows = {"equivariant": Cost(1, 2.5, 300.0, 1, 0.0), "padding_offset": Cost(1, 2.25, 280.0, 1, 0.0)}
+    costs = Costs("cpu", 2, "0" * 40, False, rows, {})
+    text = render_ablations([r for r, _ in pair(make_record)], {}, costs)
+    assert [line.strip("| ").split(" | ")[-2:] for line in lines(text)[1:]] == [["300", "2.50"], ["280", "2.25"]]
+
+
+def test_an_ablation_that_lacks_a_variant_is_left_out(make_record):
+    assert PADDING.question not in render_ablations([pair(make_record)[0][0]], {}, None)
+
+
+def test_file_is_written_where_there_are_records(tmp_path, make_record):
+    assert write_ablations(tmp_path) == []
+    for found, values in pair(make_record):
+        save_evaluation(tmp_path / FOLDER, found, values)
+    (path,) = write_ablations(tmp_path)
+    assert PADDING.question in path.read_text() and "+12.50 [" in path.read_text()
