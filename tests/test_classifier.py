@@ -32,9 +32,7 @@ def test_a_balancing_strategy_is_part_of_the_function():
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(
-        ValueError, match=r"original-seed0.* holds no network of the architectures resnet8, resnet20"
-    ):
+    with pytest.raises(ValueError, match=r"original-seed0.* holds no network of the architectures resnet8, resnet20"):
         load_classifier(released_weights_path(RESULTS, "table3_original", 0))
     with pytest.raises(FileNotFoundError, match="there are no weights at"):
         load_classifier(RESULTS / "none.safetensors")

@@ -182,7 +182,6 @@ TABLE2 = TableDescription(
     decimals=2,
     rows=(
         RowDescription("original", "Original", "original"),
-        RowDescription("preprocessing_grey_world", "Preprocessing (grey-world)", None),
         RowDescription(
             "preprocessing_quasi_unsupervised", "Preprocessing (quasi-unsupervised)", "preprocessing", _SMALL_BALANCER
         ),
