@@ -76,7 +76,13 @@ def test_rows_of_table_2_differ_in_their_strategy_alone(make_settings):
     for dataset in ("", "imagenette_"):
         rows = {
             row: experiment_config(make_settings(f"experiment=table2_{dataset}{row}"))
-            for row in ("original", "augmentation", "preprocessing_grey_world", "equivariant", "equivariant_relative")
+            for row in (
+                "original",
+                "augmentation",
+                "preprocessing_quasi_unsupervised",
+                "equivariant",
+                "equivariant_relative",
+            )
         }
         original = rows["original"]
         for row, config in rows.items():
