@@ -192,7 +192,7 @@ def test_streamed_images_are_learned_and_counted_alike_by_two_ranks_and_by_one(m
     alone = Run(make_settings(*STREAMED, f"paths.runs={tmp_path}/alone", f"paths.results={tmp_path}/one"))
     run_experiment(alone, NullTracker())
     assert len(losses(directory)) == 6
-    assert losses(directory) == pytest.approx(losses(alone.directory), rel=1e-5)
+    assert losses(directory) == pytest.approx(losses(alone.directory), rel=1e-4)
 
     weights = f"weights='{directory}/weights.safetensors'"
     words = ("mode=evaluate", weights, f"paths.results={tmp_path}/same")

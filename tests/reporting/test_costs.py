@@ -73,5 +73,6 @@ def test_recovery_stands_beside_the_error_it_leads_to(make_record):
     text = render_markdown(build_table(TABLE1, records), supplements=False)
     (line,) = (line for line in text.splitlines() if "(max-RGB)" in line and "1.00" in line)
     assert line.split(" | ")[1:5] == ["1.00", "10.00", "2.00", "11.00"]
+    assert not any("–" in line for line in text.partition("Colour balancing")[2].splitlines())  # the original has none
     (header,) = (line for line in text.splitlines() if "S = 0.3: angle" in line)
     assert len(header.split(" | ")) == len(line.split(" | ")) == 13

@@ -52,11 +52,13 @@ class Supplement:
         title: What it shows.
         columns: Title of each column -> metric of the records, and saturation of the test illuminant.
         in_readme: Whether the README shows it.
+        needs: Metric without which a row is left out; None: any of the columns is enough.
     """
 
     title: str
     columns: Mapping[str, tuple[str, float]]
     in_readme: bool = False
+    needs: str | None = None
 
 
 def _at(saturation: float, title: str, metrics: Mapping[str, str]) -> Supplement:
@@ -123,6 +125,7 @@ def _recovery(metric: str, saturations: Sequence[float]) -> Supplement:
         "the estimate divided out; and the test error (%) that this leads to",
         columns,
         in_readme=True,
+        needs="median_recovery_error_degrees",
     )
 
 

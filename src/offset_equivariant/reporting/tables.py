@@ -198,7 +198,8 @@ def _supplement(table: Table, supplement: Supplement, notes: list[str]) -> list[
             [record.metrics.get(metric, {}).get(saturation_key(s)) for record in row.records]
             for metric, s in supplement.columns.values()
         ]
-        if row.records and any(None not in of_seeds for of_seeds in values):
+        has_it = all(supplement.needs is None or supplement.needs in record.metrics for record in row.records)
+        if row.records and has_it and any(None not in of_seeds for of_seeds in values):
             shown = [_mean(of_seeds, table.description.decimals) for of_seeds in values]
             lines.append([_strategy(table, row, notes), *shown])
     if not lines:
