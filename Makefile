@@ -17,8 +17,8 @@ REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--see
 STAMP := $(VENV)/.installed-$(shell { pwd; cat requirements.lock pyproject.toml; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 tables figures \
-	benchmark costs clean-venv
+.PHONY: help install lint format test tables figures benchmark costs clean-venv
+.PHONY: reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
