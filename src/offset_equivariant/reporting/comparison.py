@@ -461,12 +461,18 @@ def build_table1(
     return build_table(TABLE1, records, saturations, outcomes)
 
 
+#: Digests that say nothing of the test images.
+_NOT_TESTED_ON = ("train", "balancing_weights")
+
+
 def _comparable(baseline: tuple[Record, ...], group: tuple[Record, ...]) -> bool:
     """Whether two groups were measured on the same images, with the same preset."""
     if not baseline or not group:
         return False
     a, b = baseline[0], group[0]
-    digests = [{split: digest for split, digest in r.data_sha256.items() if split != "train"} for r in (a, b)]
+    digests = [
+        {split: digest for split, digest in r.data_sha256.items() if split not in _NOT_TESTED_ON} for r in (a, b)
+    ]
     return digests[0] == digests[1] and (a.dataset, a.preset, a.n) == (b.dataset, b.preset, b.n)
 
 
