@@ -20,7 +20,7 @@ from offset_equivariant import provenance
 from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
 from offset_equivariant.composition import composed_words, plain_settings
 from offset_equivariant.panels import PANELS, draw_panel
-from offset_equivariant.reporting.comparison import find_table
+from offset_equivariant.reporting.descriptions import find_table
 from offset_equivariant.reporting.figures import render_figures
 from offset_equivariant.reporting.records import (
     Record,

@@ -15,7 +15,7 @@ from offset_equivariant.evaluation.sweep import sweep
 from offset_equivariant.nn import check_equivariance, project_
 from offset_equivariant.panels import PANELS
 from offset_equivariant.provenance import file_sha256
-from offset_equivariant.reporting.comparison import TABLE1, TABLE2, TABLE3, TABLE4
+from offset_equivariant.reporting.descriptions import TABLE1, TABLE2, TABLE3, TABLE4
 from offset_equivariant.reporting.figures import curves_csv
 from offset_equivariant.reporting.image_panel import read_image_panel
 from offset_equivariant.reporting.predictions import read_panel

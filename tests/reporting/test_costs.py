@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from offset_equivariant.reporting.comparison import TABLE1, build_table
+from offset_equivariant.reporting.comparison import build_table
 from offset_equivariant.reporting.costs import Cost, Costs, costs_path, read_costs, tabulate_costs, write_costs
+from offset_equivariant.reporting.descriptions import TABLE1
 from offset_equivariant.reporting.tables import render_csv, render_markdown
 
 COSTS = Costs(

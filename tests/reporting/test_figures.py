@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offset_equivariant.reporting.comparison import TABLE1
+from offset_equivariant.reporting.descriptions import TABLE1
 from offset_equivariant.reporting.figures import curves_csv, figure2, render_figures, save_figure
 from offset_equivariant.reporting.predictions import PredictionPanel, figure3, read_panel, write_panel
 from offset_equivariant.reporting.records import record_path, write_record

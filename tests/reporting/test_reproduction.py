@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from offset_equivariant.reporting.claims import CLAIMS
-from offset_equivariant.reporting.comparison import TABLE1, TABLE3, Cell, build_table
+from offset_equivariant.reporting.comparison import Cell, build_table
+from offset_equivariant.reporting.descriptions import TABLE1, TABLE3
 from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.records import save_evaluation
 from offset_equivariant.reporting.reproduction import paper_inside, render_reproduction, verdict, write_reproduction

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from offset_equivariant.reporting.comparison import TABLE3, build_table
+from offset_equivariant.reporting.comparison import build_table
+from offset_equivariant.reporting.descriptions import TABLE3
 from offset_equivariant.reporting.figures import curves_csv, figure5
 from offset_equivariant.reporting.statistics import (
     STATISTICS,

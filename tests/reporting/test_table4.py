@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from offset_equivariant.reporting.comparison import TABLE4, build_table
+from offset_equivariant.reporting.comparison import build_table
+from offset_equivariant.reporting.descriptions import TABLE4
 from offset_equivariant.reporting.figures import figure7
 from offset_equivariant.reporting.tables import render_markdown
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offset_equivariant.reporting.comparison import TABLE1, RowDescription, TableDescription, build_table
+from offset_equivariant.reporting.comparison import build_table
+from offset_equivariant.reporting.descriptions import TABLE1, RowDescription, TableDescription
 from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
 from offset_equivariant.reporting.statistics import proportion_interval
 from offset_equivariant.reporting.tables import (
     README_BEGIN,
     README_END,
-    build_table1,
     readme_block,
     render_csv,
     render_markdown,
@@ -35,7 +35,7 @@ def save(results, make_record, row, counts, **changes):
 
 def built(results):
     records = find_records(results, 1)
-    return build_table1(records, outcomes=load_outcomes(results, records))
+    return build_table(TABLE1, records, outcomes=load_outcomes(results, records))
 
 
 def lines(table, start="| "):
@@ -157,7 +157,7 @@ def test_posterior_change_is_the_largest_up_to_nine_tenths(tmp_path, make_record
 
 def test_unknown_row_is_an_error_with_the_valid_ones(make_record):
     with pytest.raises(ValueError, match=r"table1_equivarient, seed 0: table 1 has no row 'equivarient'.*augmentation"):
-        build_table1([make_record("equivarient")])
+        build_table(TABLE1, [make_record("equivarient")])
 
 
 def test_csv_holds_the_same_values_unrounded(tmp_path, make_record):
@@ -244,4 +244,4 @@ def test_readme_without_its_markers_is_an_error(tmp_path, text):
 def test_table_does_not_depend_on_the_order_of_the_records(make_record):
     records = [make_record(row, seed) for row in ("original", "augmentation") for seed in (0, 1)]
     records += [replace(record, experiment=record.experiment + "_paper", preset="paper") for record in records]
-    assert render_markdown(build_table1(records[::-1])) == render_markdown(build_table1(records))
+    assert render_markdown(build_table(TABLE1, records[::-1])) == render_markdown(build_table(TABLE1, records))

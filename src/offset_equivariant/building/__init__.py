@@ -17,7 +17,7 @@ from offset_equivariant.config import ConfigError, ExperimentConfig, check_argum
 from offset_equivariant.data import data_directories
 from offset_equivariant.nn.families import FAMILIES
 from offset_equivariant.performance.settings import Setting
-from offset_equivariant.reporting.comparison import find_row
+from offset_equivariant.reporting.descriptions import find_row
 from offset_equivariant.tasks.task import Evaluable
 from offset_equivariant.training.schedules import SCHEDULES
 

@@ -18,8 +18,7 @@ from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.data.synthetic import synthetic_images
 from offset_equivariant.groups import add_offset
 from offset_equivariant.models.resnet import RESNETS
-from offset_equivariant.nn.families import OffsetEquivariant
-from offset_equivariant.performance.subjects import PlainOffsetEquivariant
+from offset_equivariant.nn.families import OffsetEquivariant, PlainOffsetEquivariant
 from offset_equivariant.reporting.tables import replace_block
 from offset_equivariant.storage import replace_file
 from offset_equivariant.training.weights import load_weights

@@ -16,15 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from offset_equivariant.reporting.comparison import (
-    TABLE1,
-    TABLE2,
-    TABLE3,
-    TABLE4,
-    TABLES,
-    TableDescription,
-    group_records,
-)
+from offset_equivariant.reporting.comparison import group_records
+from offset_equivariant.reporting.descriptions import TABLE1, TABLE2, TABLE3, TABLE4, TABLES, TableDescription
 from offset_equivariant.reporting.image_panel import image_figure, read_image_panel
 from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offset_equivariant.reporting.claims import CLAIMS, Claim, Finding
-from offset_equivariant.reporting.comparison import TABLES, Cell, Table, TableRow, build_table
+from offset_equivariant.reporting.comparison import Cell, Table, TableRow, build_table
+from offset_equivariant.reporting.descriptions import TABLES
 from offset_equivariant.reporting.records import Record, find_records, load_outcomes, saturation_key
 from offset_equivariant.reporting.tables import markdown_rows, replace_block
 from offset_equivariant.storage import replace_file
 
 
 def render_reproduction(results: Path) -> str:
-    """Return the verdicts on all tables that have records, as Markdown."""
+    """Return the verdicts on all tables, as Markdown."""
     parts = []
     for description in TABLES:
         records = find_records(results, description.number)
-        if records:
-            table = build_table(description, records, outcomes=load_outcomes(results, records))
-            parts.append(_section(table))
+        table = build_table(description, records, outcomes=load_outcomes(results, records))
+        parts.append(_section(table))
     return "\n\n".join(parts) + "\n"
 
 
@@ -63,7 +63,8 @@ def _section(table: Table) -> str:
     blocks = [f"## Table {description.number}: {verdict(table)}", description.title + "."]
     numbers = [["Strategy", "S", "Paper", "Ours, 95 % interval", "Difference", "Paper's inside"]]
     for row in table.rows:
-        if row.records and row.records[0].dataset == description.dataset:
+        # A row of another algorithm reproduces nothing, whatever its numbers are.
+        if row.description.same_method and row.records and row.records[0].dataset == description.dataset:
             numbers += [_number(row, cell, description.decimals) for cell in row.cells if cell.paper is not None]
     if len(numbers) > 1:
         blocks.append(markdown_rows(numbers))
@@ -76,6 +77,9 @@ def _section(table: Table) -> str:
                 [claim.statement, finding.measured, "yes" if finding.holds else "**no**"] for claim, finding in findings
             ]
             blocks.append(markdown_rows(lines))
+    if not any(row.records for row in table.rows):
+        blocks.append(f"Nothing has been measured; `make reproduce-table{description.number}` does.")
+        return "\n\n".join(blocks)
     runs = [["Strategy", "Images", "Preset", "Steps", "Seeds", "Training, hours in all", "On", "Trained at"]]
     runs += [_run(row.description.title, row.records) for row in table.rows if row.records]
     blocks += ["What was run:", markdown_rows(runs)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offset_equivariant.reporting.comparison import find_table
+from offset_equivariant.reporting.descriptions import find_table
 from offset_equivariant.reporting.figures import table_curves
 from offset_equivariant.reporting.records import find_records, load_outcomes
 from offset_equivariant.reporting.tables import build_table, tabulate

@@ -8,19 +8,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from offset_equivariant.reporting.comparison import (
-    TABLE1,
-    TABLE3,
-    TABLES,
-    Cell,
-    Supplement,
-    Table,
-    TableDescription,
-    TableRow,
-    build_table,
-    build_table1,
-)
+from offset_equivariant.reporting.comparison import Cell, Table, TableRow, build_table
 from offset_equivariant.reporting.costs import COST_COLUMNS, read_costs, tabulate_costs
+from offset_equivariant.reporting.descriptions import TABLE1, TABLE3, TABLES, Supplement, TableDescription
 from offset_equivariant.reporting.records import find_records, load_outcomes, saturation_key
 from offset_equivariant.storage import replace_file
 
@@ -36,7 +26,6 @@ __all__ = [
     "TableDescription",
     "TableRow",
     "build_table",
-    "build_table1",
     "markdown_rows",
     "readme_block",
     "render_csv",
