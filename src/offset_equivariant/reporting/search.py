@@ -20,7 +20,7 @@ class SearchDescription:
         metric: What decided.
         heading: Its name for readers, with the unit.
         settings: Title of each column -> setting of the recipe, or of its ``inpainting``, or of the model's ``options``
-            or ``family_options``, or of the strategy's ``jitter``.
+            or ``family_options``, or of the strategy or its ``jitter``.
         largest: Whether its largest value is the best, not its smallest.
         decided_at: Saturations over whose mean the metric decides.
     """
@@ -80,6 +80,13 @@ SEARCHES = {
         },
         decided_at=("0.0", "0.5", "0.9"),
     ),
+    "search_illuminants": SearchDescription(
+        "the largest saturation of `strategy=augmentation_illuminants`",
+        "error_percent",
+        "Error (%)",
+        {"Largest saturation": "illuminant_saturation", "Epochs": "epochs"},
+        decided_at=("0.0", "0.5", "0.9"),
+    ),
 }
 
 
@@ -131,8 +138,8 @@ def write_searches(results: Path) -> list[Path]:
 def _line(run: Record, description: SearchDescription) -> str:
     model, recipe = run.config.get("model", {}), run.config["train"]
     options = {**model.get("family_options", {}), **model.get("options", {})}
-    jitter = run.config.get("strategy", {}).get("jitter") or {}
-    known = {**options, **jitter, **(recipe.get("inpainting") or {}), **recipe}
+    strategy = run.config.get("strategy", {})
+    known = {**options, **strategy, **(strategy.get("jitter") or {}), **(recipe.get("inpainting") or {}), **recipe}
     chosen = [_shown(known.get(name)) for name in description.settings.values()]
     values = run.metrics[description.metric]
     measured = [f"{values[s]:.2f}" if s in values else "–" for s in ("0.0", "0.5", "0.9")]
