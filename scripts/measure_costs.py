@@ -26,11 +26,14 @@ from offset_equivariant.performance.strategies import BATCH, Subject, subject_of
 from offset_equivariant.performance.subjects import random_images
 from offset_equivariant.reporting.ablations import FOLDER
 from offset_equivariant.reporting.costs import Cost, Costs, costs_path, write_costs
+from offset_equivariant.reporting.records import find_records
 
 #: Images of noise: enough for a few batches.
 IMAGES = 512
 #: The experiment that trains what balances the images of a strategy.
 BALANCING = "quasi_unsupervised"
+#: Where the search for a strategy's own settings was recorded, below `results`.
+SEARCHES = {"augmentation": "search_jitter", "augmentation_illuminants": "search_illuminants"}
 
 
 def main() -> None:
@@ -84,7 +87,15 @@ def cost_of(name: str, subject: Subject, times: dict[str, dict[str, Any]], learn
         step_ms=times[f"{name} step"]["median"],
         steps=subject.steps,
         beforehand_seconds=beforehand,
+        search_steps=search_steps(name),
     )
+
+
+def search_steps(name: str) -> int:
+    """Return the steps of all trainings that chose a strategy's own settings."""
+    if name not in SEARCHES:
+        return 0
+    return sum(record.steps for record in find_records(provenance.repository_root() / "results" / SEARCHES[name]))
 
 
 if __name__ == "__main__":

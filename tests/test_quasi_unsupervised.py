@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from offset_equivariant import building
 from offset_equivariant.building import recognition
+from offset_equivariant.building.classifier import load_classifier
 from offset_equivariant.color import apply_illuminant, balance, grey_edge, max_rgb
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.config import ConfigError, experiment_config
@@ -19,9 +20,9 @@ from offset_equivariant.experiment import run_experiment
 from offset_equivariant.models.quasi_unsupervised import QuasiUnsupervised, estimate_illuminants
 from offset_equivariant.provenance import file_sha256
 from offset_equivariant.reporting.tracking import NullTracker
-from offset_equivariant.runs import Run
+from offset_equivariant.runs import Run, RunDirectoryError
 from offset_equivariant.tasks.recognition import RecognitionTraining
-from offset_equivariant.training.weights import save_weights
+from offset_equivariant.training.weights import read_facts, save_weights
 
 SHORT = (
     "train=quasi_smoke",
@@ -180,6 +181,26 @@ def test_the_record_names_the_network_that_balanced(make_settings, tiny_words, t
     record = run_experiment(Run(settings), NullTracker())
     assert record.data_sha256["balancing_weights"] == file_sha256(weights[1])
     assert record.data_sha256["balancing_weights"] == hashlib.sha256(weights[1].read_bytes()).hexdigest()
+
+
+def test_another_network_than_in_training_is_refused(make_settings, tiny_words, tmp_path, weights):
+    run = Run(learned(make_settings, tiny_words, tmp_path, weights[1]))
+    before = run_experiment(run, NullTracker())
+    assert read_facts(run.weights_path)["balancing_weights"] == before.data_sha256["balancing_weights"]
+    posteriors = load_classifier(run.weights_path)
+    with torch.no_grad():
+        next(weights[0].parameters()).add_(0.5)
+    save_weights(weights[0], weights[1], read_facts(weights[1]))
+    again = Run(learned(make_settings, tiny_words, tmp_path, weights[1]))
+    with pytest.raises(RunDirectoryError, match="learned from images that another network balanced"):
+        run_experiment(again, NullTracker())
+    again.settings["mode"] = "evaluate"
+    again.settings["weights"] = str(run.weights_path)
+    with pytest.raises(RunDirectoryError, match="learned from images that another network balanced"):
+        run_experiment(Run(again.settings), NullTracker())
+    assert posteriors is not None
+    with pytest.raises(ValueError, match="learned from images that another network balanced"):
+        load_classifier(run.weights_path)
 
 
 def test_weights_must_be_there_and_of_that_network(make_settings, tiny_words, tmp_path, weights):

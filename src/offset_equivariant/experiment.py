@@ -40,13 +40,14 @@ from offset_equivariant.reporting.records import (
 )
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
-from offset_equivariant.runs import Run, Weights
+from offset_equivariant.runs import Run, RunDirectoryError, Weights
 from offset_equivariant.storage import replace_file
 from offset_equivariant.tasks.task import Watch
 from offset_equivariant.training.checkpoint import seed_everything
 from offset_equivariant.training.cross_validation import parameters_of_one
 from offset_equivariant.training.loop import FitSettings, fit, journal_lines
 from offset_equivariant.training.ranks import first_rank_first, is_first, ranks
+from offset_equivariant.training.weights import BALANCING_WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ def finished_record(run: Run, weights: Weights) -> Record | None:
 def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) -> None:
     """Train to the end, or take up a training where it stands, and write the run's weights."""
     saved = run.saved_state(network)
+    if saved is not None:
+        _require_same_balancing(run.config, f"the run in {run.directory}", saved.notes)
     if saved is not None and saved.step >= saved.notes["total_steps"]:
         log.info("the training in %s is complete: all %d steps were taken", run.directory, saved.step)
         run.write_weights(network, saved)
@@ -134,7 +137,8 @@ def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) 
         plan.task,
         run.directory,
         FitSettings(steps, plan.schedule, recipe.log_every, recipe.checkpoint_seconds, run.config.runtime.progress),
-        notes={"commits": [run.commit], "dirty": run.dirty, "data_sha256": images.sha256, "total_steps": steps},
+        notes={"commits": [run.commit], "dirty": run.dirty, "data_sha256": images.sha256, "total_steps": steps}
+        | _balancing_sha256(run.config),
         on_log=partial(_show_progress, run.directory, plan.watch, tracker),
     )
     run.write_weights(network, state)
@@ -161,6 +165,7 @@ def _show_progress(
 def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.device, tracker: Tracker) -> Record:
     """Sweep over the saturations and write the record, merged with what it held of other saturations."""
     config = run.config
+    _require_same_balancing(config, f"the weights {weights.path}", weights.facts)
     images = first_rank_first(lambda: load_split(config, "evaluation")).to(device)
 
     def progress(batches: Sequence[Tensor]) -> Iterable[Tensor]:
@@ -240,7 +245,22 @@ def make_record(
 def _balancing_sha256(config: ExperimentConfig) -> dict[str, str]:
     """Digest of the network that balances the images' colours: they are others with another network."""
     weights = balancing_weights(config)
-    return {} if weights is None else {"balancing_weights": provenance.file_sha256(weights)}
+    return {} if weights is None else {BALANCING_WEIGHTS: provenance.file_sha256(weights)}
+
+
+def _require_same_balancing(config: ExperimentConfig, what: str, facts: Mapping[str, Any]) -> None:
+    """Check that images are balanced by the network that balanced them in training, where its digest is known.
+
+    Raises:
+        RunDirectoryError: if they are not.
+    """
+    now = _balancing_sha256(config)
+    if BALANCING_WEIGHTS in facts and now and facts[BALANCING_WEIGHTS] != now[BALANCING_WEIGHTS]:
+        raise RunDirectoryError(
+            f"{what} learned from images that another network balanced: its digest was {facts[BALANCING_WEIGHTS][:8]}, "
+            f"that of strategy.weights = {config.strategy.weights} is {now[BALANCING_WEIGHTS][:8]}. Give the network "
+            "that was there, or train anew under another name="
+        )
 
 
 def recorded_settings(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState
 from offset_equivariant.training.ranks import is_first
-from offset_equivariant.training.weights import load_weights, save_weights
+from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights
 
 #: Settings among those of the training that do not change what is learned: how often a run is looked at or saved, and
 #: where its data come from.
@@ -116,6 +116,8 @@ class Run:
             "train_data_sha256": state.notes["data_sha256"],
             "config": self.training_settings,
         }
+        if BALANCING_WEIGHTS in state.notes:
+            facts[BALANCING_WEIGHTS] = state.notes[BALANCING_WEIGHTS]
         save_weights(network, self.weights_path, facts)
 
     def find_weights(self, network: nn.Module) -> Weights:

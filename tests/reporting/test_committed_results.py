@@ -195,6 +195,21 @@ def test_search_is_what_its_records_say(name):
     assert not [record.experiment for record in records if record.flags]
 
 
+def test_strategies_have_what_their_search_chose(records):
+    def best(search):
+        runs = find_records(RESULTS / search)
+        score = {
+            run.experiment: np.mean([run.metrics["error_percent"][s] for s in SEARCHES[search].decided_at])
+            for run in runs
+        }
+        return min(runs, key=lambda run: score[run.experiment]).config["strategy"]
+
+    used = {record.row: record.config["strategy"] for record in records if record.table == 1}
+    assert used["augmentation"]["jitter"] == best("search_jitter")["jitter"]
+    chosen = best("search_illuminants")["illuminant_saturation"]
+    assert used["augmentation_illuminants"]["illuminant_saturation"] == chosen
+
+
 def test_released_weights_are_listed_and_recorded():
     released = sorted((RESULTS / "checkpoints").glob("*.safetensors"))
     digests = {path.name: file_sha256(path) for path in released}

@@ -20,6 +20,7 @@ COSTS = Costs(
         "original": Cost(1000, 0.5, 200.0, 100, 0.0),
         "preprocessing_quasi_unsupervised": Cost(3500, 0.75, 210.0, 100, 9.0),
         "equivariant": Cost(990, 1.0, 320.0, 100, 0.0),
+        "augmentation_illuminants": Cost(1000, 0.5, 199.4, 100, 0.0, search_steps=50),
     },
     details={"rounds": 3},
 )
@@ -47,21 +48,24 @@ def test_damaged_file_is_named(tmp_path):
 
 
 def test_lines_of_the_table():
-    caption, lines = tabulate_costs(
-        COSTS, {"original": "Original", "augmentation": "A", "equivariant": "Eq"}, "original"
-    )
+    titles = {"original": "Original", "augmentation": "A", "augmentation_illuminants": "I", "equivariant": "Eq"}
+    caption, lines = tabulate_costs(COSTS, titles, "original")
     assert "cpu-some-2t, 2 threads, commit 01234567. " in caption
-    assert lines[1:] == [["Original", "–", "0.50", "200", "–"], ["Eq", "-10", "1.00", "320", "+60 %"]]
+    assert lines[1:] == [
+        ["Original", "–", "0.50", "200", "–", "–"],
+        ["I", "+0", "0.50", "199", "+0 %", "+50 %"],  # 9.97 s of search for a training of 20 s
+        ["Eq", "-10", "1.00", "320", "+60 %", "–"],
+    ]
     assert "uncommitted" in tabulate_costs(replace(COSTS, dirty=True), {}, "original")[0]
 
 
 def test_table_has_them_as_columns(make_record):
     table = build_table(TABLE1, [make_record("original"), make_record("augmentation")], costs=COSTS)
     rows = {row["row"]: row for row in csv.DictReader(io.StringIO(render_csv(table)))}
-    names = ("extra_parameters", "inference_ms", "step_ms", "extra_training_percent")
-    assert [rows["equivariant"][name] for name in names] == ["-10", "1.0", "320.0", "60.0"]
-    assert [rows["augmentation"][name] for name in names] == [""] * 4
-    assert "| Equivariant | -10 | 1.00 | 320 | +60 % |" in render_markdown(table, supplements=False)
+    names = ("extra_parameters", "inference_ms", "step_ms", "extra_training_percent", "search_percent")
+    assert [rows["equivariant"][name] for name in names] == ["-10", "1.0", "320.0", "60.0", "0.0"]
+    assert [rows["augmentation"][name] for name in names] == [""] * 5
+    assert "| Equivariant | -10 | 1.00 | 320 | +60 % | – |" in render_markdown(table, supplements=False)
 
 
 def test_recovery_stands_beside_the_error_it_leads_to(make_record):

@@ -59,6 +59,13 @@ def test_figure2_draws_the_records_and_the_paper(records):
     assert sorted(hollow.values()) == [[8.67, 12.6, 29.0], [8.88, 8.85, 9.29], [9.19, 9.43, 11.0], [9.2, 9.91, 11.9]]
 
 
+def test_figure2_has_an_enlarged_panel_of_the_same_curves(records):
+    whole, enlarged = figure2(records).axes
+    assert enlarged.get_ylim() == TABLE1.zoom
+    for label in ("Original", "Equivariant"):
+        np.testing.assert_array_equal(drawn(enlarged, label).get_ydata(), drawn(whole, label).get_ydata())
+
+
 def test_figure2_writes_what_lies_beyond_the_axis(records):
     figure = figure2(records)
     assert figure.axes[0].get_ylim() == (0.0, 35.0)

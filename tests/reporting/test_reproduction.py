@@ -95,6 +95,26 @@ def test_no_worse_goes_by_the_paired_interval():
     assert not claim.examine(cells_of(values, paired=(-1.0, -1.9, -0.1))).holds
 
 
+def test_best_is_decided_by_the_interval_to_the_best_of_the_others():
+    claim = next(claim for claim in CLAIMS[1] if "smallest error" in claim.statement)
+    values = {"original": (8, 12, 29.0), "preprocessing": (9, 9, 11.0), "augmentation": (9, 9, 12.0)}
+
+    def examined(equivariant, preprocessing_minus_it):
+        cells = cells_of(values | {"equivariant": (9, 9, equivariant)})
+        rival = cells["preprocessing"][0.9]
+        cells["preprocessing"][0.9] = replace(rival, second_paired=preprocessing_minus_it)
+        return claim.examine(cells)
+
+    assert examined(10.0, (1.0, 0.4, 1.6)).holds is True
+    assert examined(10.0, (1.0, -0.2, 2.2)).holds is None
+    assert examined(11.5, (-0.5, -1.2, 0.2)).holds is None
+    assert examined(12.0, (-1.0, -1.6, -0.4)).holds is False
+    assert examined(12.0, None).holds is False
+    assert "preprocessing minus equivariant: -1.00 [-1.60, -0.40]" in examined(12.0, (-1.0, -1.6, -0.4)).measured
+    of_two = cells_of({"original": (2.0, 12.0, 29.0), "equivariant": (2.0, 2.5, 28.0)}, paired=(-1.0, -3.0, 1.0))
+    assert CLAIMS[3][-1].examine(of_two).holds is None
+
+
 def test_document_says_numbers_claims_and_runs(tmp_path, make_record):
     for record in records(make_record, PAPERS):
         outcomes = {

@@ -9,7 +9,7 @@ import pytest
 from offset_equivariant.reporting.comparison import build_table
 from offset_equivariant.reporting.descriptions import TABLE1, RowDescription, TableDescription
 from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
-from offset_equivariant.reporting.statistics import proportion_interval
+from offset_equivariant.reporting.statistics import paired_difference_interval, proportion_interval
 from offset_equivariant.reporting.tables import (
     README_BEGIN,
     README_END,
@@ -64,17 +64,39 @@ def test_rows_stand_in_fixed_order_and_missing_ones_are_not_run(tmp_path, make_r
     assert [row.description.name for row in table.rows] == [row.name for row in TABLE1.rows]
     assert [bool(row.records) for row in table.rows] == [*[False] * 6, True, False, False, True]
     assert [row.cells[0].paper and row.cells[0].paper.value for row in table.rows] == [
-        *(8.67, *[9.19] * 5, 9.20, None, 8.88, None),
+        *(8.67, None, None, None, None, 9.19, 9.20, None, 8.88, None),
     ]
     text = lines(table)
     assert text[1] == "| Original | 270,410 | not run | 8.67 | – | – | 12.6 | – | – | 29.0 | – | – | – |"
     assert text[10].startswith("| Equivariant, relative clipping (ours) | – | 270,410 | – | 62.50 [")
-    footnoted = [line.split(" | ")[0] for line in text if "¹" in line]
-    assert "| Preprocessing (quasi-unsupervised) ² |" in text[6]
-    others = ("grey-world", "shades-of-grey", "max-RGB", "grey-edge")
-    assert footnoted == [f"| Preprocessing ({method}) ¹" for method in others]
-    assert "¹ The paper's preprocessing is another algorithm" in render_markdown(table)
-    assert "² By our own small network, trained on the training images of CIFAR-10" in render_markdown(table)
+    assert text[2] == "| Preprocessing (grey-world) | – | not run | – | – | – | – | – | – | – | – | – | – |"
+    assert "| Preprocessing (quasi-unsupervised) ¹ |" in text[6] and "| Augmentation ² |" in text[7]
+    assert "¹ By our own small network, trained on the training images of CIFAR-10" in render_markdown(table)
+    assert "² Strengths chosen on 5,000 images held out of the training set" in render_markdown(table)
+
+
+def test_footnote_is_about_the_network_that_balanced(make_record):
+    def text(weights):
+        config = {"strategy": {"weights": weights}}
+        return render_markdown(build_table(TABLE1, [make_record("preprocessing_quasi_unsupervised", config=config)]))
+
+    assert "¹ By our own small network" in text("results/checkpoints/quasi_unsupervised-seed0.safetensors")
+    other = text("theirs.safetensors")
+    assert "¹ The network that balances is that in theirs.safetensors." in other and "our own" not in other
+
+
+def test_differences_are_taken_to_the_equivariant_row_too(tmp_path, make_record):
+    for row, counts in (("original", (1, 2, 3)), ("augmentation", (2, 2, 4)), ("equivariant", (4, 4, 4))):
+        save(tmp_path, make_record, row, counts)
+    rows = {row.description.name: row for row in built(tmp_path).rows}
+    errors = {name: np.arange(8) < count for name, count in (("augmentation", 2), ("equivariant", 4))}
+    expected = paired_difference_interval(100.0 * errors["augmentation"], 100.0 * errors["equivariant"])
+    assert rows["augmentation"].cells[0].second_paired == pytest.approx(expected)
+    assert rows["augmentation"].cells[0].second_paired[0] == -25.0
+    assert rows["equivariant"].cells[0].second_paired is None
+    line = next(line for line in render_csv(built(tmp_path)).splitlines() if line.startswith("Augmentation,"))
+    header = render_csv(built(tmp_path)).splitlines()[0].split(",")
+    assert line.split(",")[header.index("S0.0_minus_equivariant")] == "-25.0"
 
 
 def test_several_seeds_give_mean_and_deviation(tmp_path, make_record):
@@ -173,7 +195,7 @@ def test_csv_holds_the_same_values_unrounded(tmp_path, make_record):
         "53.65",
     )
     assert (equivariant["S0.9_minus_baseline"], rows[0]["S0.9_minus_baseline"]) == ("-37.5", "")
-    assert rows[1]["S0.0_ours"] == "" and rows[1]["S0.0_paper"] == "9.19"
+    assert rows[5]["S0.0_ours"] == "" and rows[5]["S0.0_paper"] == "9.19"
 
 
 def test_another_table_is_a_description_away(make_record):

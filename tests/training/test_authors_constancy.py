@@ -112,9 +112,10 @@ class Wicked:
         return (open, (str(self.path), "w"))
 
 
-def test_no_code_in_the_file_is_run(write, tmp_path, capsys):
+@pytest.mark.parametrize("legacy", [True, False])
+def test_no_code_in_the_file_is_run(legacy, write, tmp_path, capsys):
     mark = tmp_path / "mark"
-    source = write(image_size=Wicked(mark))
+    source = write(legacy, image_size=Wicked(mark))
     with pytest.raises(ValueError, match=r"ilsvrc12-eg.pt is not a file of tensors and plain values, and was not read"):
         read_authors_file(source)
     assert convert(source, tmp_path / "target") == 1
@@ -126,6 +127,9 @@ def test_other_files_are_refused(original, write, tmp_path):
     for changes, message in (
         ({"input": "sd"}, "was trained with --input sd; only --input eg can be converted"),
         ({"output": "cm"}, "was trained with --output cm; only --output c"),
+        ({"image_size": [64]}, "holds another network"),
+        ({"model": {**original.state_dict(), "conv.0.weight": 1.0}}, "is not made of named tensors"),
+        ({"model": {0: torch.zeros(1)}}, "is not made of named tensors"),
         ({"image_size": 100}, "image_size = 100 must be a positive multiple of 64"),
         ({"model": {"conv.0.weight": torch.zeros(3, 7, 4, 4), "inner.down.0.weight": torch.zeros(1)}}, "Missing key"),
         ({"model": {"fc.weight": torch.zeros(3, 7)}}, "holds another network"),
@@ -143,3 +147,9 @@ def test_other_files_are_refused(original, write, tmp_path):
     path.write_bytes(b"no pickle at all")
     with pytest.raises(ValueError, match="was not read"):
         read_authors_file(path)
+    for legacy in (True, False):
+        whole = write(legacy).read_bytes()
+        for part in (10, 1000, len(whole) // 2, len(whole) - 100):
+            path.write_bytes(whole[:part])
+            with pytest.raises(ValueError, match="was not read"):
+                read_authors_file(path)

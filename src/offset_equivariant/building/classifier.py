@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from offset_equivariant.color import BALANCING_METHODS
 from offset_equivariant.config import RepresentationConfig
 from offset_equivariant.models.resnet import RESNETS
 from offset_equivariant.nn import FAMILIES, fuse_for_inference
-from offset_equivariant.provenance import repository_root
+from offset_equivariant.provenance import file_sha256, repository_root
 from offset_equivariant.tasks.recognition import InputPipeline
-from offset_equivariant.training.weights import load_weights, read_facts
+from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, read_facts
 
 
 def load_classifier(weights: Path) -> Callable[[Tensor], Tensor]:
@@ -28,9 +29,11 @@ def load_classifier(weights: Path) -> Callable[[Tensor], Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file, or none of the network that balances its images.
-        ValueError: if its weights are of an architecture that recognises nothing.
+        ValueError: if its weights are of an architecture that recognises nothing, or the network that balances is
+            another than in training.
     """
-    settings = read_facts(weights).get("config", {})
+    facts = read_facts(weights)
+    settings = facts.get("config", {})
     model, dataset, strategy = (settings.get(name, {}) for name in ("model", "dataset", "strategy"))
     if model.get("architecture") not in RESNETS:
         raise ValueError(f"{weights} holds no network of the architectures {', '.join(RESNETS)}")
@@ -45,7 +48,19 @@ def load_classifier(weights: Path) -> Callable[[Tensor], Tensor]:
     estimator = None
     if balancing is not None:
         estimator = BALANCING_METHODS[balancing] if path is None else balancing_estimator(repository_root() / path)
+        _require_same_balancing(facts, weights, path)
     return partial(_posteriors, network, InputPipeline(representation, estimator))
+
+
+def _require_same_balancing(facts: Mapping[str, Any], weights: Path, path: str | None) -> None:
+    if path is None or BALANCING_WEIGHTS not in facts:
+        return
+    digest = file_sha256(repository_root() / path)
+    if digest != facts[BALANCING_WEIGHTS]:
+        raise ValueError(
+            f"{weights} learned from images that another network balanced than that in {path}: its digest was "
+            f"{facts[BALANCING_WEIGHTS][:8]}, not {digest[:8]}"
+        )
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from offset_equivariant.reporting.comparison import Cell
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether a claim of the paper holds here, and the numbers that say so."""
+    """Whether a claim of the paper holds here (None: the numbers do not decide it), and the numbers that say so."""
 
-    holds: bool
+    holds: bool | None
     measured: str
 
 
@@ -69,12 +69,24 @@ def _no_worse(s: float, sign: int) -> Examination:
 
 
 def _best(s: float, sign: int) -> Examination:
-    """Whether the equivariant network is the best of the paper's rows; ``sign`` as in :func:`_no_worse`."""
+    """Whether the equivariant network is the best of the paper's rows; ``sign`` as in :func:`_no_worse`.
+
+    Undecided where the interval of its paired difference to the best of the others holds zero.
+    """
 
     def examine(cells: Cells) -> Finding:
         values = {row: _value(cells, row, s) for row in cells}
         ranked = sorted(values, key=lambda row: sign * values[row])
-        return Finding(ranked[0] == "equivariant", ", ".join(f"{row} {values[row]:.2f}" for row in ranked))
+        rival = next(row for row in ranked if row != "equivariant")
+        measured = ", ".join(f"{row} {values[row]:.2f}" for row in ranked)
+        # To the original, the difference is the equivariant network's own.
+        paired = cells["equivariant"][s].paired if rival == "original" else cells[rival][s].second_paired
+        if paired is not None:
+            named = "equivariant minus original" if rival == "original" else f"{rival} minus equivariant"
+            measured += "; {}: {:+.2f} [{:+.2f}, {:+.2f}]".format(named, *paired)
+            if paired[1] <= 0 <= paired[2]:
+                return Finding(None, measured)
+        return Finding(ranked[0] == "equivariant", measured)
 
     return examine
 

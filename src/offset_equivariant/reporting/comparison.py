@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offset_equivariant.reporting.costs import Costs
-from offset_equivariant.reporting.descriptions import RowDescription, TableDescription
+from offset_equivariant.reporting.descriptions import RELEASED_BALANCING, RowDescription, TableDescription
 from offset_equivariant.reporting.paper import PaperValue, paper_value
 from offset_equivariant.reporting.records import Outcomes, Record, saturation_key
 from offset_equivariant.reporting.statistics import (
@@ -28,8 +28,8 @@ from offset_equivariant.reporting.statistics import (
 class Cell:
     """One row under one saturation: the paper's value and ours (None where there is none), in the table's unit.
 
-    ``std`` is over seeds; ``interval`` and ``paired`` (difference to the baseline, low, high) are 95 % intervals over
-    the test images and, where there are several, the seeds.
+    ``std`` is over seeds; ``interval``, ``paired`` (difference to the baseline, low, high) and ``second_paired`` (to
+    the second baseline) are 95 % intervals over the test images and, where there are several, the seeds.
     """
 
     saturation: float
@@ -38,6 +38,7 @@ class Cell:
     std: float | None
     interval: tuple[float, float] | None
     paired: tuple[float, float, float] | None
+    second_paired: tuple[float, float, float] | None = None
 
     @property
     def difference(self) -> float | None:
@@ -57,6 +58,15 @@ class TableRow:
     records: tuple[Record, ...]
     cells: tuple[Cell, ...]
     invariance: float | None
+
+    @property
+    def footnote(self) -> str:
+        """The description's, which holds for the released balancing network; with another one, that one's name."""
+        for record in self.records:
+            weights = (record.config.get("strategy") or {}).get("weights")
+            if weights not in (None, RELEASED_BALANCING):
+                return f"The network that balances is that in {weights}."
+        return self.description.footnote
 
 
 @dataclass(frozen=True)
@@ -115,10 +125,11 @@ def build_table(
     groups = _with_papers_own(description, group_records(description, records))
     rows = []
     for row, group in groups:
-        named = row.baseline or description.baseline
-        baselines = [other for r, other in groups if r.name == named != row.name and _comparable(other, group)]
-        baseline = next(iter(baselines), ())
-        cells = tuple(_cell(description, row, group, baseline, s, outcomes or {}) for s in saturations)
+        baselines = [
+            _baseline(groups, row, group, named)
+            for named in (row.baseline or description.baseline, description.second_baseline)
+        ]
+        cells = tuple(_cell(description, row, group, baselines, s, outcomes or {}) for s in saturations)
         changes = [
             change
             for record in group
@@ -143,6 +154,17 @@ def _with_papers_own(
     return result
 
 
+def _baseline(
+    groups: Sequence[tuple[RowDescription, tuple[Record, ...]]],
+    row: RowDescription,
+    group: tuple[Record, ...],
+    named: str | None,
+) -> tuple[Record, ...]:
+    """The records of the row called ``named`` that a group's differences are taken to; none for the row itself."""
+    fitting = (other for r, other in groups if r.name == named != row.name and _comparable(other, group))
+    return next(fitting, ())
+
+
 #: Digests that say nothing of the test images.
 _NOT_TESTED_ON = ("train", "balancing_weights")
 
@@ -162,7 +184,7 @@ def _cell(
     description: TableDescription,
     row: RowDescription,
     group: tuple[Record, ...],
-    baseline: tuple[Record, ...],
+    baselines: Sequence[tuple[Record, ...]],
     saturation: float,
     outcomes: Mapping[tuple[str, int], Outcomes],
 ) -> Cell:
@@ -185,7 +207,8 @@ def _cell(
     if len(known) == len(group):
         lows, highs = zip(*known, strict=True)
         interval = widened_by_seeds((float(np.mean(lows)), float(np.mean(highs))), measured)
-    return Cell(saturation, paper, ours, std, interval, _paired(description, group, baseline, key, outcomes))
+    paired, second = (_paired(description, group, baseline, key, outcomes) for baseline in baselines)
+    return Cell(saturation, paper, ours, std, interval, paired, second)
 
 
 def _interval(

@@ -25,13 +25,14 @@ from offset_equivariant.reporting.records import Record, find_records
 from offset_equivariant.reporting.statistics import mean_and_std
 from offset_equivariant.storage import replace_file
 
-# Okabe and Ito's palette, which is told apart under the common forms of colour blindness; and a marker each.
+# Okabe and Ito's palette, which is told apart under the common forms of colour blindness, and where it ends two of
+# Tol's muted colours; and a marker each.
 _STYLES = {
     "original": ("#D55E00", "o"),
     "preprocessing_grey_world": ("#999999", "v"),
     "preprocessing_shades_of_grey": ("#CC79A7", "^"),
-    "preprocessing_max_rgb": ("#666666", "<"),
-    "preprocessing_grey_edge": ("#BBBBBB", ">"),
+    "preprocessing_max_rgb": ("#882255", "<"),
+    "preprocessing_grey_edge": ("#999933", ">"),
     "preprocessing_quasi_unsupervised": ("#E69F00", "D"),
     "augmentation": ("#009E73", "s"),
     "augmentation_illuminants": ("#000000", "p"),
@@ -84,7 +85,7 @@ def table_curves(description: TableDescription, records: Iterable[Record]) -> li
                 marks.append(f"on {group[0].dataset}")
             marks += dict.fromkeys(flag for record in group for flag in record.flags)
             paper = {}
-            if row.paper_row and row.same_method and index == 0:  # the paper's own algorithm, and once
+            if row.paper_row and index == 0:
                 values = {
                     s: paper_value(description.number, row.paper_row, description.metric, s) for s in (0.0, 0.5, 0.9)
                 }
@@ -147,11 +148,13 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
     """Draw a table's metric over the saturation of the test illuminant.
 
     Bands are ± one standard deviation over seeds; hollow markers are the paper's values. The axis ends where the
-    description says (or where S = 0.9 needs it): what lies beyond is written beside it.
+    description says (or where S = 0.9 needs it): what lies beyond is written beside it. A second panel shows the
+    range of its ``zoom``.
     """
     curves = table_curves(description, records)
-    figure = Figure(figsize=(9.0, 4.6), layout="constrained")
-    axes = figure.subplots()
+    panels = 1 if description.zoom is None else 2
+    figure = Figure(figsize=(9.0, 4.6 * panels), layout="constrained")
+    axes, *zoomed = figure.subplots(panels, squeeze=False)[:, 0]
     shown = [mean for c in curves for s, mean in zip(c.saturations, c.means, strict=True) if s <= 0.9]
     top = max([description.figure_top, *(1.05 * mean for mean in shown)])
     handles, beyond = [], []
@@ -159,6 +162,8 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
         colour, marker = _STYLES[curve.style]
         if curve.records:
             handles.append(_draw_curve(axes, curve, colour, marker))
+            for panel in zoomed:
+                _draw_curve(panel, curve, colour, marker)
             outside = [(s, m) for s, m in zip(curve.saturations, curve.means, strict=True) if m > top]
             beyond += [(s, f"{curve.title}: {mean:.1f}") for s, mean in outside]
         elif curve.paper:
@@ -169,16 +174,9 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
     elsewhere = any(record.dataset != description.dataset for curve in curves for record in curve.records)
     paper = "Paper (hollow markers)" + (f", on {description.dataset}" if elsewhere else "")
     handles.append(Line2D([], [], color="black", marker="o", label=paper, **_HOLLOW))
-    axes.set(
-        xlim=(-0.02, 1.02),
-        ylim=(description.figure_bottom, top),
-        xlabel="Saturation of the illuminant, S",
-        ylabel=description.axis,
-    )
-    axes.set_xticks([tick / 10 for tick in range(11)])
-    axes.grid(color="0.88")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    _dress(axes, description.axis, (description.figure_bottom, top))
+    for panel in zoomed:
+        _dress(panel, f"{description.axis}, enlarged", description.zoom)
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     if beyond:
         note = [Line2D([], [], linestyle="none", label=line) for line in _beyond(beyond, description.unit)]
@@ -243,6 +241,15 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, marker: str) -> Line2D:
         low, high = [m - std for _, m, std in band], [m + std for _, m, std in band]
         axes.fill_between([s for s, _, _ in band], low, high, color=colour, alpha=0.2, linewidth=0)
     return line
+
+
+def _dress(axes: Axes, label: str, limits: tuple[float, float] | None) -> None:
+    """Scales, grid and labels."""
+    axes.set(xlim=(-0.02, 1.02), ylim=limits, xlabel="Saturation of the illuminant, S", ylabel=label)
+    axes.set_xticks([tick / 10 for tick in range(11)])
+    axes.grid(color="0.88")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _beyond(points: Sequence[tuple[float, str]], unit: str) -> list[str]:

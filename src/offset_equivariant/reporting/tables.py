@@ -47,6 +47,9 @@ def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | Non
     for s in table.saturations:
         kinds = ("paper", "ours", "std", "low", "high", "difference", "minus_baseline", "paired_low", "paired_high")
         columns += [f"S{saturation_key(s)}_{kind}" for kind in kinds]
+        if table.description.second_baseline is not None:
+            second = (f"minus_{table.description.second_baseline}", "second_low", "second_high")
+            columns += [f"S{saturation_key(s)}_{kind}" for kind in second]
     if table.costs is not None:
         columns += COST_COLUMNS
     rows = []
@@ -63,6 +66,8 @@ def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | Non
         for cell in row.cells:
             values += [cell.paper.value if cell.paper else None, cell.ours, cell.std]
             values += [*(cell.interval or (None, None)), cell.difference, *(cell.paired or (None, None, None))]
+            if table.description.second_baseline is not None:
+                values += cell.second_paired or (None, None, None)
         if table.costs is not None:
             values += table.costs.values(row.description.name, table.description.baseline)
         rows.append([round(value, 6) if isinstance(value, float) else value for value in values])
@@ -82,7 +87,7 @@ def render_csv(table: Table) -> str:
 def render_markdown(table: Table, heading: str = "#", *, supplements: bool = True) -> str:
     """Return the table as Markdown under a title of level ``heading``, with all further tables or the README's."""
     description, digits = table.description, table.description.decimals
-    notes = list(dict.fromkeys(row.description.footnote for row in table.rows if row.description.footnote))
+    notes = list(dict.fromkeys(row.footnote for row in table.rows if row.footnote))
     header = ["Strategy", "Parameters: paper", "ours"]
     for s in table.saturations:
         header += [f"S = {saturation_key(s)}: paper", "ours", "difference"]
@@ -91,6 +96,9 @@ def render_markdown(table: Table, heading: str = "#", *, supplements: bool = Tru
     titles = {row.name: row.title for row in description.rows}
     baseline = description.baseline_title or titles[description.baseline]
     invariance[0] += [f"Minus {baseline}, S = {saturation_key(s)}" for s in table.saturations]
+    second = description.second_baseline
+    if second is not None:
+        invariance[0] += [f"Minus {titles[second]}, S = {saturation_key(s)}" for s in table.saturations]
     for row in table.rows:
         title = _strategy(table, row, notes)
         if not row.records:
@@ -105,6 +113,8 @@ def render_markdown(table: Table, heading: str = "#", *, supplements: bool = Tru
         lines.append([*line, _weights(row)])
         change = "–" if row.invariance is None else f"{row.invariance:.2g}"
         invariance.append([title, change, *(_interval(cell.paired, f"+.{digits}f") for cell in row.cells)])
+        if second is not None:
+            invariance[-1] += [_interval(cell.second_paired, f"+.{digits}f") for cell in row.cells]
     blocks = [f"{heading} Table {description.number}: {description.title}", markdown_rows(lines)]
     blocks += [f"{_superscript(i)} {note}" for i, note in enumerate(notes)]
     blocks.append(_explanation(table))
@@ -241,8 +251,8 @@ def _strategy(table: Table, row: TableRow, notes: list[str]) -> str:
     dataset = row.records[0].dataset if row.records else table.description.dataset
     if dataset != table.description.dataset or (not row.records and elsewhere):
         title += f", on {dataset}"
-    if row.description.footnote:
-        title += f" {_superscript(notes.index(row.description.footnote))}"
+    if row.footnote:
+        title += f" {_superscript(notes.index(row.footnote))}"
     marks = _marks(row)
     return f"{title} **[{marks}]**" if marks else title
 

@@ -8,7 +8,6 @@ and what training goes on from. It is read without running any code in it: nothi
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,16 +41,17 @@ def read_authors_file(path: Path) -> tuple[QuasiUnsupervised, dict[str, Any]]:
                 f"{path} was trained with --{name} {arguments.get(name)}; only --{name} {expected} can be converted"
             )
     weights: Mapping[str, Tensor] = content["model"]
+    size = arguments.get("image_size")
     try:
         levels = 1 + max(name.count("inner.") for name in weights)
         options = {
             "levels": levels,
             "width": len(weights["conv.0.weight"]),
-            "image_size": int(arguments.get("image_size", 1 << levels)),
+            "image_size": int(1 << levels if size is None else size),
         }
         network = QuasiUnsupervised(**options)
         network.load_state_dict({_translated(name, levels): tensor for name, tensor in weights.items()})
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} holds another network than quasi-unsupervised colour constancy's: {error}") from error
     plain = {name: value for name, value in arguments.items() if isinstance(value, str | int | float | None)}
     source = {"file": path.name, "sha256": file_sha256(path), "arguments": plain}
@@ -64,11 +64,14 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way; whichever it is, the reason is passed on
         raise ValueError(f"{path} is not a file of tensors and plain values, and was not read: {error}") from error
     entries = content if isinstance(content, dict) else {}
-    if not (isinstance(entries.get("model"), Mapping) and isinstance(entries.get("args"), argparse.Namespace)):
+    model, arguments = entries.get("model"), entries.get("args")
+    if not (isinstance(model, Mapping) and isinstance(arguments, argparse.Namespace)):
         raise ValueError(f"{path} has not the entries model (weights) and args (command line) of the authors' files")
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in model.items()):
+        raise ValueError(f"{path}: its entry model is not made of named tensors")
     return entries
 
 

@@ -19,6 +19,8 @@ from offset_equivariant.storage import replace_file
 
 #: Name of the list of digests beside the weights, in the format of ``sha256sum``.
 DIGESTS = "SHA256SUMS"
+#: Fact about weights that learned from images which another network balanced: the digest of that network's file.
+BALANCING_WEIGHTS = "balancing_weights"
 
 
 def save_weights(network: nn.Module, path: Path, facts: Mapping[str, Any]) -> str:
