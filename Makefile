@@ -10,6 +10,7 @@ PRESET ?=
 SEED ?=
 RESULTS ?= runs/reproduction
 DATASET ?=
+RUN ?=
 REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results $(RESULTS)
 
 # The stamp's name holds a checksum of what is installed and where, so that a changed lock, another branch or a moved
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed-$(shell { pwd; cat requirements.lock pyproject.toml;
 
 .DEFAULT_GOAL := help
 .PHONY: help install lint format test tables figures benchmark costs clean-venv
-.PHONY: reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4
+.PHONY: reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-all
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +59,9 @@ reproduce-table3: $(STAMP) ## Table 3, Figures 5 and 6, from the NUS images in O
 
 reproduce-table4: $(STAMP) ## Table 4, Figures 7 and 8, from the photos in OEN_DATA_DIR [DATASET=facades|paris_street_view, and likewise]
 	$(PY) scripts/reproduce.py table4 $(REPRODUCE)
+
+reproduce-all: $(STAMP) ## Every table and figure from the records that are there, and what is missing [RUN=missing trains and evaluates that first]
+	$(PY) scripts/reproduce_all.py $(if $(RUN),--run $(RUN))
 
 tables: $(STAMP) ## Render the tables and figures from the committed records
 	$(PY) scripts/render.py

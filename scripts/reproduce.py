@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
 from offset_equivariant.composition import composed_words, plain_settings
+from offset_equivariant.inventory import DATASETS, SEEDS, experiments_on
 from offset_equivariant.panels import PANELS, draw_panel
 from offset_equivariant.reporting.descriptions import find_table
 from offset_equivariant.reporting.figures import render_figures
@@ -38,17 +39,8 @@ from offset_equivariant.training.weights import read_digests
 
 ROOT = provenance.repository_root()
 RELEASED = ROOT / "results"
-#: Seeds of the networks that are released.
-SEEDS = {"table1": (0,), "table2": (0,), "table3": (0, 1, 2), "table4": (0,)}
 #: What a table's presets are called in conf/train, before the preset's own name.
 PRESETS = {"table1": "", "table2": "imagenet_", "table3": "nus_", "table4": "inpainting_"}
-#: Data sets that a table can be had on: the usual one first, the paper's last.
-DATASETS = {
-    "table1": ("cifar10",),
-    "table2": ("imagenette", "ilsvrc12"),
-    "table3": ("nus",),
-    "table4": ("facades", "paris_street_view"),
-}
 
 
 def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
@@ -107,23 +99,12 @@ def absent_row(name: str, seed: int, composed: DictConfig, arguments: argparse.N
     )
 
 
-def experiments_of(table: str) -> list[str]:
-    """Return the experiments that are rows of a table."""
-    return sorted(path.stem for path in (ROOT / "conf" / "experiment").glob(f"{table}_*.yaml"))
-
-
 def runs_of(arguments: argparse.Namespace) -> list[tuple[str, int]]:
     """Return experiments and seeds: of released networks all there can be, else the one asked for, or 0."""
     seeds: Sequence[int] = [arguments.seed or 0]
     if arguments.seed is None and arguments.source == "released":
         seeds = SEEDS[arguments.table]
-    names = experiments_of(arguments.table)
-    if arguments.dataset != DATASETS[arguments.table][-1]:  # named in its experiments, but for a table's own
-        names = [name for name in names if name.startswith(f"{arguments.table}_{arguments.dataset}_")]
-    else:
-        others = tuple(f"{arguments.table}_{name}_" for name in DATASETS[arguments.table][:-1])
-        names = [name for name in names if not name.startswith(others)]
-    runs = [(name, seed) for name in names for seed in seeds]
+    runs = [(name, seed) for name in experiments_on(arguments.table, arguments.dataset) for seed in seeds]
     return [(name, seed) for name, seed in runs if seed == seeds[0] or not learns_nothing(name, arguments)]
 
 
@@ -214,7 +195,7 @@ def render(results: Path, arguments: argparse.Namespace) -> None:
         arguments.logger,
         project="offset-equivariant",
         name=f"table{number}",
-        group=f"table{number}",
+        group="reproduction",
         config=vars(arguments),
         directory=results,
     )

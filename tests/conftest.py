@@ -1,5 +1,6 @@
 """What tests of several packages share: real images, configurations, the command line, a reader of W&B's files."""
 
+import importlib.util
 import json
 import os
 import struct
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any, cast
 
 import pytest
@@ -233,3 +235,17 @@ def wandb_history() -> Callable[[list[Any]], list[dict[str, Any]]]:
         ]
 
     return history
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """One of the scripts, as a module."""
+
+    def load(name: str) -> ModuleType:
+        specification = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
+        assert specification is not None and specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        return module
+
+    return load

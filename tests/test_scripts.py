@@ -1,6 +1,5 @@
 """The scripts behind Make's targets, on tiny synthetic runs."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -11,6 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from offset_equivariant import inventory
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.reporting.image_panel import read_image_panel
 from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes, record_path
@@ -20,22 +20,14 @@ ROOT = repository_root()
 ROWS = ["table1_equivariant", "table1_original"]
 
 
-def load_script(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def reproduce(tiny_words) -> ModuleType:
+def reproduce(load_script, tiny_words) -> ModuleType:
     """The script, with two rows of tiny networks."""
     module = load_script("reproduce")
     chosen_by_the_script = ("train=", "logger=")
     words = [word for word in tiny_words if not word.startswith(chosen_by_the_script)]
     module.settings = [*words, "distortion.saturations=[0.0,0.5,0.9]"]
-    module.experiments_of = lambda table: ROWS
+    module.experiments_on = lambda table, dataset: ROWS
     return module
 
 
@@ -54,7 +46,7 @@ def trained(reproduce, tmp_path_factory):
 
 
 @pytest.fixture
-def released(trained, tmp_path, monkeypatch, reproduce):
+def released(load_script, trained, tmp_path, monkeypatch, reproduce):
     """A results folder into which the weights of these runs were released."""
     release = load_script("release_weights")
     runs = sorted((trained / "runs").glob("*/seed=0"))
@@ -99,7 +91,7 @@ def test_a_row_without_released_weights_is_named_and_the_others_stand(released, 
     assert [record.row for record in find_records(tmp_path / "a,b")] == ["equivariant"]
 
 
-def test_unfinished_or_dirty_weights_are_not_released(trained, tmp_path):
+def test_unfinished_or_dirty_weights_are_not_released(load_script, trained, tmp_path):
     release = load_script("release_weights")
     source = trained / "runs" / "table1_original_smoke" / "seed=0"
     for changes in ({"steps": 3, "dirty": False}, {"dirty": True}):
@@ -115,7 +107,7 @@ def test_unfinished_or_dirty_weights_are_not_released(trained, tmp_path):
         release.release(tmp_path, tmp_path / "results")
 
 
-def test_statistics_are_those_of_the_configuration(monkeypatch, capsys):
+def test_statistics_are_those_of_the_configuration(load_script, monkeypatch, capsys):
     script = load_script("compute_statistics")
     monkeypatch.setattr(sys, "argv", ["compute_statistics.py", "synthetic"])
     script.main()
@@ -126,16 +118,16 @@ def test_statistics_are_those_of_the_configuration(monkeypatch, capsys):
     ]
 
 
-def test_a_preset_that_a_table_does_not_have_is_refused(capsys):
+def test_a_preset_that_a_table_does_not_have_is_refused(load_script, capsys):
     with pytest.raises(SystemExit):
         load_script("reproduce").main(["table3", "--preset", "paper"])
     assert "table3 has no preset paper: there is no conf/train/nus_paper.yaml" in capsys.readouterr().err
 
 
-def test_table_3_from_scratch(tmp_path, capsys):
+def test_table_3_from_scratch(load_script, tmp_path, capsys):
     module = load_script("reproduce")
     rows = ["table3_equivariant_filled", "table3_grey_world", "table3_original"]
-    module.experiments_of = lambda table: rows
+    module.experiments_on = lambda table, dataset: rows
     words = ["dataset.options.images=99", "distortion.saturations=[0.0,0.5,0.9]", "runtime.threads=1"]
     words += ["runtime.progress=false", f"paths.runs={tmp_path}/runs"]
     given = [
@@ -181,9 +173,10 @@ def table4(module: ModuleType, folder: Path, *words: str) -> int:
     return module.main([*given, *words], settings)
 
 
-def test_table_4_where_the_weights_of_a_large_network_are_not_released(tmp_path, monkeypatch, capsys):
+def test_table_4_where_the_weights_of_a_large_network_are_not_released(load_script, tmp_path, monkeypatch, capsys):
     module = load_script("reproduce")
-    module.experiments_of = lambda table: [*TABLE4_ROWS[:1], *TABLE4_ROWS[2:], "table4_mean_colour"]
+    names = [*TABLE4_ROWS[:1], *TABLE4_ROWS[2:], "table4_mean_colour"]
+    monkeypatch.setattr(inventory, "experiments_of", lambda table: names)
     assert table4(module, tmp_path, "--from", "scratch") == 0
     records = {record.row: record for record in find_records(tmp_path / "results", table=4)}
     assert set(records) == {"mean_colour", "small_original", "small_equivariant_relative"}
@@ -203,7 +196,7 @@ def test_table_4_where_the_weights_of_a_large_network_are_not_released(tmp_path,
     kept.parent.mkdir(parents=True)
     shutil.copy(record_path(tmp_path / "results", "table4_facades_small_original_smoke", 0), kept)
     monkeypatch.setattr(module, "RELEASED", released)
-    module.experiments_of = lambda table: TABLE4_ROWS
+    monkeypatch.setattr(inventory, "experiments_of", lambda table: TABLE4_ROWS)
     capsys.readouterr()
     assert table4(module, tmp_path) == 0
     said = capsys.readouterr().err
@@ -216,7 +209,7 @@ def test_table_4_where_the_weights_of_a_large_network_are_not_released(tmp_path,
     assert "missing row table4_facades_original: no weights are released" in capsys.readouterr().err
 
 
-def test_table_4_knows_its_data_sets(capsys):
+def test_table_4_knows_its_data_sets(load_script, capsys):
     module = load_script("reproduce")
     arguments = module.parse_arguments(["table4", "--dataset", "paris_street_view", "--from", "scratch"])
     names = {name for name, _ in module.runs_of(arguments)}
@@ -228,13 +221,10 @@ def test_table_4_knows_its_data_sets(capsys):
     assert "table4 is measured on facades or paris_street_view" in capsys.readouterr().err
 
 
-def test_table_2_on_drawn_files(tmp_path):
+def test_table_2_on_drawn_files(load_script, tmp_path, monkeypatch):
     module = load_script("reproduce")
-    module.experiments_of = lambda table: [
-        "table2_imagenette_equivariant_relative",
-        "table2_imagenette_original",
-        "table2_original",
-    ]
+    names = ["table2_imagenette_equivariant_relative", "table2_imagenette_original", "table2_original"]
+    monkeypatch.setattr(inventory, "experiments_of", lambda table: names)
     settings = ["distortion.saturations=[0.0,0.5,0.9]", "dataset.options={n_train: 32, n_test: 20}"]
     settings += ["runtime.threads=1", "runtime.progress=false", f"paths.runs={tmp_path}/runs", "train.epochs=1"]
     words = ["table2", "--from", "scratch", "--preset", "smoke", "--logger", "none", "--results", f"{tmp_path}/results"]

@@ -1,7 +1,6 @@
 """Files of the structure that the authors of quasi-unsupervised colour constancy publish, made here."""
 
 import argparse
-import importlib.util
 
 import pytest
 import torch
@@ -9,20 +8,18 @@ from torch import nn
 
 from offset_equivariant.color import code_input
 from offset_equivariant.models.quasi_unsupervised import QuasiUnsupervised
-from offset_equivariant.provenance import file_sha256, repository_root
+from offset_equivariant.provenance import file_sha256
 from offset_equivariant.training.authors_constancy import _translated, read_authors_file
 from offset_equivariant.training.weights import load_weights, read_facts
 
 SMALL, PUBLISHED = (3, 6, 12, 24, 24, 24), (64, 128, 256, *[512] * 5)
 
 
-def convert(*words):
+@pytest.fixture
+def convert(load_script):
     """The script."""
-    path = repository_root() / "scripts" / "convert_quasi_unsupervised.py"
-    specification = importlib.util.spec_from_file_location("convert_quasi_unsupervised", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.main([str(word) for word in words])
+    script = load_script("convert_quasi_unsupervised")
+    return lambda *words: script.main([str(word) for word in words])
 
 
 class Nest(nn.Module):
@@ -79,7 +76,7 @@ def write(original, tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [True, False])  # torch's format of 2019, and that of today
-def test_the_converted_network_is_the_original(original, write, legacy, tmp_path, capsys):
+def test_the_converted_network_is_the_original(original, write, convert, legacy, tmp_path, capsys):
     source, target = write(legacy), tmp_path / "converted.safetensors"
     assert convert(source, target) == 0
     parameters = sum(p.numel() for p in original.parameters())
@@ -113,7 +110,7 @@ class Wicked:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_no_code_in_the_file_is_run(legacy, write, tmp_path, capsys):
+def test_no_code_in_the_file_is_run(legacy, write, convert, tmp_path, capsys):
     mark = tmp_path / "mark"
     source = write(legacy, image_size=Wicked(mark))
     with pytest.raises(ValueError, match=r"ilsvrc12-eg.pt is not a file of tensors and plain values, and was not read"):

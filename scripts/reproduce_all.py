@@ -1,0 +1,95 @@
+"""Render every table and figure from the records that are there, and say which are missing and how to have them.
+
+    python scripts/reproduce_all.py [--run missing]
+
+Trains and evaluates nothing unless asked: with --run missing, all that is missing and whose data are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from offset_equivariant import provenance
+from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
+from offset_equivariant.composition import composed_words
+from offset_equivariant.inventory import MissingRecord, missing_records
+from offset_equivariant.reporting.descriptions import TABLES
+from offset_equivariant.reporting.records import find_records
+from offset_equivariant.reporting.rendering import render_all
+from offset_equivariant.reporting.summary import track_table
+from offset_equivariant.reporting.tracking import make_tracker
+from offset_equivariant.training.stopping import TrainingInterruptedError
+
+
+def main(words: list[str] | None = None, root: Path | None = None, settings: Sequence[str] = ()) -> int:
+    """Run the command line for the repository at ``root``; 0 if all that was asked for could be done."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", choices=["missing"], help="train and evaluate what is missing first")
+    parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
+    arguments = parser.parse_args(words)
+    root = root or provenance.repository_root()
+    results = root / "results"
+    missing = missing_records(results, settings)
+    failures: list[str] = []
+    if arguments.run is not None:
+        try:
+            failures = run_all(missing, arguments.logger)
+        except TrainingInterruptedError as interruption:
+            print(interruption, file=sys.stderr)
+            return interruption.exit_status
+        missing = missing_records(results, settings)
+    paths = render_all(root)
+    track(results, arguments.logger, root / "runs" / "reproduction")
+    print("\n".join(f"wrote {path}" for path in paths))
+    print(listing(missing))
+    print("\n".join(failures), file=sys.stderr)
+    return 1 if failures else 0
+
+
+def run_all(missing: Sequence[MissingRecord], logger: str) -> list[str]:
+    """Make the records that are missing, and return why some could not be made."""
+    failures = []
+    for record in missing:
+        try:
+            run_configuration(composed_words([*record.words, f"logger={logger}"]))
+        except EXPLAINED_ERRORS as error:
+            failures.append(f"{record.name}, seed {record.seed}: {error}")
+    return failures
+
+
+def track(results: Path, logger: str, directory: Path) -> None:
+    """Show all tables and curves in one run of the tracker."""
+    commit, _ = provenance.commit()
+    tracker = make_tracker(
+        logger,
+        project="offset-equivariant",
+        name="reproduction",
+        group="reproduction",
+        config={"commit": commit, "records": sorted(f"{r.experiment}-seed{r.seed}" for r in find_records(results))},
+        directory=directory,
+    )
+    try:
+        for table in TABLES:
+            track_table(tracker, results, table.number)
+    finally:
+        tracker.finish()
+
+
+def listing(missing: Sequence[MissingRecord]) -> str:
+    """Return what is missing, and the commands that make it."""
+    if not missing:
+        return "nothing is missing"
+    lines = [f"missing are {len(missing)} records; the commands that make them:"]
+    for title, trains in (("Without training:", False), ("By training:", True)):
+        commands = [f"  {record.command}" for record in missing if record.trains == trains]
+        lines += [title, *commands] if commands else []
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Which records make the paper's tables and the ablations, which of them are missing, and how they are had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from offset_equivariant import provenance
+from offset_equivariant.composition import CONFIGURATION, composed_words, plain_settings
+from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
+from offset_equivariant.reporting.records import record_path
+from offset_equivariant.runs import Run, released_weights_path
+
+#: Seeds of the networks that are released.
+SEEDS = {"table1": (0,), "table2": (0,), "table3": (0, 1, 2), "table4": (0,)}
+#: Data sets that a table can be had on: the usual one first, the paper's last.
+DATASETS = {
+    "table1": ("cifar10",),
+    "table2": ("imagenette", "ilsvrc12"),
+    "table3": ("nus",),
+    "table4": ("facades", "paris_street_view"),
+}
+#: Trainings whose networks the rows of several tables use.
+OTHERS = ("quasi_unsupervised",)
+_REQUANTIZED = "_requantized"
+
+
+@dataclass(frozen=True)
+class MissingRecord:
+    """A record that is not there.
+
+    Attributes:
+        name: of its experiment, with what is special about it.
+        seed: of its experiment.
+        words: the command line of the entry point that makes it.
+        trains: whether that trains a network, or evaluates one that is there.
+    """
+
+    name: str
+    seed: int
+    words: tuple[str, ...]
+    trains: bool
+
+    @property
+    def command(self) -> str:
+        """The command that makes it, for a shell at the root of the repository."""
+        return " ".join(["python -m offset_equivariant", *self.words])
+
+
+def experiments_of(prefix: str) -> list[str]:
+    """Return the experiments whose names begin with a word, "table1" or "ablation" for instance."""
+    return sorted(path.stem for path in (CONFIGURATION / "experiment").glob(f"{prefix}_*.yaml"))
+
+
+def experiments_on(table: str, dataset: str) -> list[str]:
+    """Return the experiments that are rows of a table on one of its data sets."""
+    names, datasets = experiments_of(table), DATASETS[table]
+    if dataset != datasets[-1]:  # named in its experiments, but for a table's own
+        return [name for name in names if name.startswith(f"{table}_{dataset}_")]
+    others = tuple(f"{table}_{name}_" for name in datasets[:-1])
+    return [name for name in names if not name.startswith(others)]
+
+
+def missing_records(results: Path, settings: Sequence[str] = ()) -> list[MissingRecord]:
+    """Return what is missing below ``results``: of every table on every data set, of the ablations, and of the rest.
+
+    Args:
+        results: the folder of the records.
+        settings: further words for the entry point, of every command.
+    """
+    wanted: list[tuple[list[str], Path]] = []
+    for table, seeds in SEEDS.items():
+        for name in [name for dataset in DATASETS[table] for name in experiments_on(table, dataset)]:
+            wanted += [([f"experiment={name}", f"seed={seed}"], results) for seed in seeds]
+    wanted += [([f"experiment={name}", "seed=0"], results) for name in OTHERS]
+    wanted += [([f"experiment={name}", "seed=0"], results / FOLDER) for name in experiments_of("ablation")]
+    wanted += [
+        ([f"experiment={name.removesuffix(_REQUANTIZED)}", "seed=0", "distortion.requantize=true"], results / FOLDER)
+        for name in dict.fromkeys(name for ablation in ABLATIONS for name in ablation.variants.values())
+        if name.endswith(_REQUANTIZED)
+    ]
+    found = [_missing([*words, f"paths.results={_relative(folder)}", *settings], folder) for words, folder in wanted]
+    return [missing for missing in found if missing is not None]
+
+
+def _missing(words: list[str], folder: Path) -> MissingRecord | None:
+    composed = composed_words(words)
+    config = Run(plain_settings(composed)).config
+    if record_path(folder, config.record_name, config.seed).exists() or _is_repetition(composed):
+        return None
+    weights = released_weights_path(provenance.repository_root() / "results", config.experiment, config.seed)
+    learns = config.train.steps != 0
+    if learns and weights.exists():
+        words = [*words, "mode=evaluate", f"weights={_relative(weights)}"]
+    return MissingRecord(config.record_name, config.seed, tuple(words), learns and not weights.exists())
+
+
+def _is_repetition(composed: DictConfig) -> bool:
+    """Whether this is another seed of what learns nothing, and so has none."""
+    return bool(composed.train.steps == 0 and composed.seed != 0)
+
+
+def _relative(path: Path) -> Path:
+    """A path as it is written at the root of the repository."""
+    root = provenance.repository_root()
+    return path.relative_to(root) if path.is_relative_to(root) else path

@@ -1,0 +1,112 @@
+"""What is missing for the tables and how it is had, and the script that renders all of them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from offset_equivariant import inventory
+from offset_equivariant.inventory import experiments_on, missing_records
+from offset_equivariant.provenance import repository_root
+from offset_equivariant.reporting.records import find_records, outcomes_path, record_path
+
+RESULTS = repository_root() / "results"
+
+
+def test_experiments_of_a_data_set_are_those_of_its_name_or_of_none():
+    assert "table4_facades_original" in experiments_on("table4", "facades")
+    assert "table4_original" in experiments_on("table4", "paris_street_view")
+    for table, (stand_in, own) in (
+        ("table2", ("imagenette", "ilsvrc12")),
+        ("table4", ("facades", "paris_street_view")),
+    ):
+        assert all(stand_in in name for name in experiments_on(table, stand_in))
+        assert not any(stand_in in name for name in experiments_on(table, own))
+    assert len(experiments_on("table2", "imagenette")) == len(experiments_on("table2", "ilsvrc12")) == 5
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Three rows in place of all experiments."""
+    names = {"table1": ["table1_original", "table1_equivariant"], "table3": ["table3_grey_world"]}
+    monkeypatch.setattr(inventory, "experiments_of", lambda prefix: names.get(prefix, []))
+    monkeypatch.setattr(inventory, "ABLATIONS", ())
+    monkeypatch.setattr(inventory, "OTHERS", ())
+
+
+@pytest.mark.usefixtures("few")
+def test_missing_records_come_with_the_commands_that_make_them(tmp_path, monkeypatch):
+    missing = missing_records(tmp_path)
+    assert [(record.name, record.seed, record.trains) for record in missing] == [
+        ("table1_original", 0, False),  # its weights are released
+        ("table1_equivariant", 0, False),
+        ("table3_grey_world", 0, False),  # learns nothing: one seed, no weights
+    ]
+    assert missing[0].command == (
+        f"python -m offset_equivariant experiment=table1_original seed=0 paths.results={tmp_path} mode=evaluate "
+        "weights=results/checkpoints/table1_original-seed0.safetensors"
+    )
+    assert "weights=" not in missing[2].command
+    path = record_path(tmp_path, "table1_original", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    assert [record.name for record in missing_records(tmp_path)] == ["table1_equivariant", "table3_grey_world"]
+    monkeypatch.setattr(inventory, "experiments_of", lambda prefix: ["table1_original"] if prefix == "table1" else [])
+    (smoke,) = missing_records(tmp_path, ["train=smoke"])
+    assert (smoke.name, smoke.trains) == ("table1_original_smoke", True)
+
+
+def test_what_is_rounded_is_evaluated_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(inventory, "experiments_of", lambda prefix: [])
+    rounded = [record for record in missing_records(tmp_path) if record.name.endswith("_requantized")]
+    assert {record.name for record in rounded} == {
+        *("table1_original_requantized", "table1_equivariant_requantized", "table1_equivariant_relative_requantized")
+    }
+    for record in rounded:
+        assert "distortion.requantize=true" in record.words and f"paths.results={tmp_path}/ablations" in record.words
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository of two records."""
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/REPRODUCTION.md"):
+        (tmp_path / name).write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    for name in ("table1_original", "table3_grey_world"):
+        for path in (record_path, outcomes_path):
+            target = path(tmp_path / "results", name, 0)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path(RESULTS, name, 0), target)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("few")
+def test_all_is_rendered_and_tracked_in_one_run_and_the_rest_is_listed(
+    load_script, root, capsys, monkeypatch, finished_run, wandb_history
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    before = sorted(Path(root / "results" / "records").rglob("*"))
+    assert load_script("reproduce_all").main([], root) == 0
+    said = capsys.readouterr().out
+    assert "missing are 1 records" in said and "experiment=table1_equivariant seed=0" in said
+    assert sorted(Path(root / "results" / "records").rglob("*")) == before  # nothing was run
+    assert "| Original | 0.5 | 12.6 | 16.42 [" in (root / "docs" / "REPRODUCTION.md").read_text()
+    assert "### Table 3" in (root / "README.md").read_text()
+    for name in ("figure2.svg", "figure5.png"):
+        assert (root / "results" / "figures" / name).stat().st_size > 5_000
+    (path,) = (root / "runs" / "reproduction").glob("wandb/offline-run-*/run-*.wandb")
+    records = finished_run(path)
+    (start,) = [record.run for record in records if record.HasField("run")]
+    assert (start.project, start.run_group) == ("offset-equivariant", "reproduction")
+    logged = {name for step in wandb_history(records) for name in step}
+    assert {"table1", "table2", "table3", "table4", "figure2_table", "figure5_table"} <= logged
+
+
+@pytest.mark.usefixtures("few")
+def test_what_is_missing_is_made_when_asked_for(load_script, root, tiny_words, capsys, monkeypatch):
+    monkeypatch.setattr(inventory, "experiments_of", lambda prefix: ["table1_original"] if prefix == "table1" else [])
+    words = [*tiny_words, f"paths.runs={root}/runs", "distortion.saturations=[0.0,0.5,0.9]"]
+    assert load_script("reproduce_all").main(["--run", "missing", "--logger", "none"], root, words) == 0
+    assert "nothing is missing" in capsys.readouterr().out
+    names = {record.experiment for record in find_records(root / "results")}
+    assert len(names) == 3 and {"table1_original", "table3_grey_world"} < names
