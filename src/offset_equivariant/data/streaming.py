@@ -287,8 +287,8 @@ class _Caught(Dataset[Any]):
 def _leave_signals(ending: Any, _: int) -> None:
     """Leave signals that ask for a stop to the process that trains, which ends its workers when it has saved.
 
-    They come to all processes: Ctrl-C from a terminal, SIGTERM from ``torchrun``, any of them from Slurm. A worker would
-    otherwise be ended by them, or call what handlers its parent had: submitit's puts the job back into the queue.
+    They come to all processes: Ctrl-C from a terminal, SIGTERM from ``torchrun``, any of them from Slurm. A worker
+    would otherwise be ended by them, or call what handlers its parent had: submitit's puts the job back into the queue.
 
     Args:
         ending: shared with the parent; its value is true when a SIGTERM is to end the worker.
