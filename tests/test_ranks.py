@@ -1,6 +1,7 @@
 """Two processes that train and evaluate together, started by torchrun, on the CPU."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,12 +15,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed, nn
 
-from offset_equivariant.config import ConfigError
+from offset_equivariant import __main__ as command_line
+from offset_equivariant.building import recognition
+from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import load_outcomes, read_record
 from offset_equivariant.reporting.tracking import NullTracker
 from offset_equivariant.runs import Run
+from offset_equivariant.training.checkpoint import Checkpoints
+from offset_equivariant.training.loop import FitSettings, fit
+from offset_equivariant.training.ranks import any_rank, joined_ranks
+from offset_equivariant.training.stopping import TrainingInterruptedError
 
 ROOT = Path(__file__).resolve().parents[1]
 #: A set of test images that two ranks do not divide.
@@ -205,6 +213,146 @@ def test_streamed_images_are_learned_and_counted_alike_by_two_ranks_and_by_one(m
     ours = load_outcomes(tmp_path / "same", [record])[record.experiment, 0]["error"]
     for saturation in ("0.0", "0.9"):
         assert len(theirs[saturation]) == 45 and np.array_equal(theirs[saturation], ours[saturation])
+
+
+def as_rank(number, store, action, said):
+    distributed.init_process_group("gloo", store=distributed.FileStore(str(store), 2), rank=number, world_size=2)
+    said.put((number, action(number)))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def by_two_ranks(action, folder):
+    """Call a function with the numbers of two ranks in a process each; return what each gave."""
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+    processes = [context.Process(target=as_rank, args=(number, folder / "store", action, said)) for number in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [value for _, value in sorted(said.get() for _ in processes)]
+
+
+class Stopped(nn.Linear):
+    """One weight, and a training of which a rank is told to stop in a step."""
+
+    batch_size = 2
+
+    def __init__(self, number):
+        super().__init__(1, 1)
+        self.number = number
+
+    def modules(self):
+        return {"network": self}
+
+    def optimizers(self):
+        return {}
+
+    def training_step(self, step, learning_rate_factor):
+        if step == 2 and self.number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": torch.zeros(())}
+
+
+def test_no_rank_ends_before_the_first_has_written_the_checkpoint(tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def slowly(checkpoints, step, state):
+        time.sleep(1)
+        return save(checkpoints, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", slowly)
+
+    def train(number):
+        settings = FitSettings(50, lambda step: 1.0, log_every=4, checkpoint_seconds=3600, progress=False)
+        with pytest.raises(TrainingInterruptedError, match="at step 4;"):
+            fit(Stopped(number), tmp_path, settings)
+        return [path.name for path in tmp_path.rglob("step-*.pt")]
+
+    assert by_two_ranks(train, tmp_path) == [["step-00000004.pt"]] * 2
+
+
+def test_one_rank_that_is_told_to_is_enough(tmp_path):
+    assert by_two_ranks(lambda number: (any_rank(number == 1), any_rank(False)), tmp_path) == [(True, False)] * 2
+
+
+def test_ranks_on_a_machine_with_gpus_can_compute_on_the_cpu(monkeypatch):
+    asked, chosen = [], []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend, timeout: asked.append(backend))
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=available: there)
+        with joined_ranks():
+            pass
+    assert asked == ["cpu:gloo,cuda:nccl", "gloo"] and chosen == [0]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_rank_that_fails_first_says_why(first, tiny_settings, tmp_path, monkeypatch):
+    run = Run(tiny_settings())
+    mark = run.directory / "FAILED"
+    mark.parent.mkdir(parents=True)
+    mark.write_text("of the run before")
+    seen = []
+
+    def fail(run, tracker):
+        seen.append(mark.exists())
+        if not first:
+            mark.write_text("the other rank's")
+        raise RuntimeError("a damaged file" if first else "connection closed by peer")
+
+    monkeypatch.setattr(command_line, "checked_run", lambda composed: run)
+    monkeypatch.setattr(command_line, "is_first", lambda: first)
+    monkeypatch.setattr(command_line, "wait_for_all", lambda: None if first else mark.unlink())
+    monkeypatch.setattr(command_line, "run_experiment", fail)
+    with pytest.raises(RuntimeError):
+        command_line._run_configuration(None)
+    assert seen == [False]
+    assert "a damaged file" in mark.read_text() if first else mark.read_text() == "the other rank's"
+
+
+@pytest.mark.parametrize(("words", "warned"), [(["runtime.compile=true"], True), (["runtime.compile=null"], False)])
+def test_several_ranks_say_that_they_do_not_compile(words, warned, tiny_settings, monkeypatch, caplog):
+    config = experiment_config(tiny_settings(*words))
+    monkeypatch.setattr(recognition, "ranks", lambda: 2)
+    recognition.plan_training(config, recognition.build_network(config), recognition.load_split(config, "train"))
+    assert caplog.messages == warned * ["runtime.compile = true has no effect with 2 ranks: they do not compile"]
+
+
+@pytest.mark.slow
+def test_ranks_with_workers_stop_after_their_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = (*STREAMED, "runtime.workers=1", "mode=train", "train.epochs=1000", "train.checkpoint_seconds=3600")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen([*command, "-m", "offset_equivariant", *words], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.rglob("log.jsonl")) or len(losses(next(tmp_path.rglob("log.jsonl")).parent)) < 2:
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)  # passed on to every process, the workers too
+    assert job.wait(120) != 0
+    (run,) = (tmp_path / "runs").glob("table2_*/seed=0")
+    (checkpoint,) = (run / "checkpoints").glob("step-*.pt")
+    assert int(checkpoint.stem.removeprefix("step-")) == len(losses(run)) and not (run / "FAILED").exists()
+
+
+def test_ranks_accumulate_what_one_accumulates(tiny_words, tiny_settings, tmp_path):
+    words = ("experiment=table1_original", "dataset.options.n_train=64", "dataset.options.n_test=40", "mode=train")
+    torchrun((*tiny_words, *words, "train.accumulate=2"), tmp_path)
+    alone = Run(tiny_settings(*words, "train.accumulate=4", f"paths.runs={tmp_path}/alone"))
+    run_experiment(alone, NullTracker())
+    (directory,) = (tmp_path / "runs").glob("table1_*/seed=0")
+    assert losses(directory) == pytest.approx(losses(alone.directory), rel=1e-4)
+    theirs, ours = load_file(directory / "weights.safetensors"), load_file(alone.weights_path)
+    for name in (name for name in theirs if "running" not in name and "num_batches" not in name):
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
 
 
 def test_batches_that_ranks_cannot_share_are_refused(tiny_settings):

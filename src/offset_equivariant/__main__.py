@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -21,7 +22,7 @@ from offset_equivariant.reporting.records import Record, RecordError, record_pat
 from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import RunDirectoryError
 from offset_equivariant.training.loop import NonFiniteLossError
-from offset_equivariant.training.ranks import is_first, joined_ranks
+from offset_equivariant.training.ranks import is_first, joined_ranks, wait_for_all
 from offset_equivariant.training.stopping import TrainingInterruptedError
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,10 @@ EXPLAINED_ERRORS = (ConfigError, RunDirectoryError, RecordError, DataError, NonF
 
 
 def run_configuration(composed: DictConfig) -> Record | None:
-    """Run one composed configuration; a failure leaves a file ``FAILED`` in the run's directory."""
+    """Run one composed configuration; a failure leaves a file ``FAILED`` in the run's directory.
+
+    Of several ranks, that is the first to fail: the others then fail because it is gone.
+    """
     with joined_ranks():
         return _run_configuration(composed)
 
@@ -42,7 +46,9 @@ def _run_configuration(composed: DictConfig) -> Record | None:
     # Where weights from elsewhere are evaluated there is no run, and nothing is left where one would be.
     directory = run.directory if config.weights is None else Path(config.paths.results)
     mark = directory / f"FAILED-{config.experiment}-seed{config.seed}" if config.weights else directory / "FAILED"
-    mark.unlink(missing_ok=True)
+    if is_first():
+        mark.unlink(missing_ok=True)
+    wait_for_all()
     tracker = make_tracker(
         config.logger.kind if is_first() else "none",
         project=config.logger.project,
@@ -57,7 +63,8 @@ def _run_configuration(composed: DictConfig) -> Record | None:
         raise
     except Exception:
         directory.mkdir(parents=True, exist_ok=True)
-        mark.write_text(traceback.format_exc())
+        with suppress(FileExistsError), mark.open("x") as file:
+            file.write(traceback.format_exc())
         raise
     finally:
         tracker.finish()

@@ -233,7 +233,7 @@ class RuntimeConfig:
 
     device: Literal["auto", "cuda", "mps", "cpu"]
     #: None: in image recognition what was fastest on this device, see :mod:`offset_equivariant.performance.settings`;
-    #: elsewhere, and with images that are files, channels-last, and no compiler.
+    #: elsewhere, and with images that are files, channels-last, and no compiler. Several ranks do not compile.
     channels_last: bool | None
     compile: bool | None
     threads: int | None

@@ -203,6 +203,16 @@ def test_ilsvrc12_in_archives_is_unpacked_once(archives):
     assert len(load_ilsvrc12("train", [archives.parent], subset=True, progress=False)) == 6
 
 
+def test_what_a_killed_unpacking_has_left_is_removed(archives):
+    left = archives / ".unpacking-abc" / "train"
+    left.mkdir(parents=True)
+    (left / "half.JPEG").write_bytes(b"half")
+    (left.parent / "meta.bin").symlink_to(archives / "meta.bin")
+    before = {path.name for path in archives.iterdir()} - {".unpacking-abc"}
+    assert len(load_ilsvrc12("train", [archives.parent], subset=True, progress=False)) == 6
+    assert {path.name for path in archives.iterdir()} == before | {"train", ".unpacking.lock"}
+
+
 def test_a_damaged_archive_leaves_nothing_behind(archives):
     (archives / ilsvrc12.ARCHIVES["train"]).write_bytes(b"damaged")
     with pytest.raises(ImageDataError, match=r"ILSVRC2012_img_train\.tar could not be unpacked"):

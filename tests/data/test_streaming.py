@@ -1,6 +1,8 @@
 import multiprocessing
 import os
+import select
 import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from offset_equivariant.data.cropping import RandomCrops, central_crop
 from offset_equivariant.data.decoding import decode_image_file
 from offset_equivariant.data.image_files import ImageFileError, ImageFiles
 from offset_equivariant.data.streaming import StreamedBatches, StreamedImages, central_batch
+from offset_equivariant.signals import STOP_SIGNALS
+from offset_equivariant.training.stopping import StopRequest
 
 SIZE = 8
 
@@ -82,17 +86,68 @@ def test_a_run_that_is_taken_up_again_sees_the_same(files):
             batches.batch(step)
 
 
-def test_ctrl_c_is_left_to_the_process_that_trains(files):
-    """It comes to all processes; what is trained is saved first, for which batches may still be needed."""
+@contextmanager
+def apart(target, *args):
+    """A process in a group of its own, for what would end the tests."""
+
+    def run():
+        os.setpgrp()
+        target(*args)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    try:
+        yield process
+        process.join(30)
+    finally:
+        process.kill()
+
+
+def signalled_while_reading(files, number, times):
     steps = batches_of(files, workers=1, end=12).between(0, 12)
     found = [next(steps)]
-    workers = multiprocessing.active_children()
-    assert workers
-    for worker in workers:
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGINT)
-    found += list(steps)
+    with StopRequest() as stop:
+        for _ in range(times):
+            os.killpg(0, number)
+        found += list(steps)
+    assert stop.number == number
     assert all(same(a, b) for a, b in zip(found, batches_of(files, end=12).between(0, 12), strict=True))
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signals_are_left_to_the_process_that_trains(files, number):
+    """They come to all processes; what is trained is saved first, for which batches may still be needed."""
+    # Twice, as torchrun and Slurm may send them; of Ctrl-C the second is as usual.
+    times = 1 if number == signal.SIGINT else 2
+    with apart(signalled_while_reading, files, number, times) as process:
+        pass
+    assert process.exitcode == 0
+
+
+def die_while_reading(files, ended_by):
+    steps = batches_of(files, workers=2, end=12).between(0, 12)
+    next(steps)
+    if ended_by == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    kept.append(steps)  # as a traceback may
+    if ended_by == "error":
+        raise KeyError
+
+
+#: What outlives the function that made it.
+kept = []
+
+
+@pytest.mark.parametrize("ended_by", ["return", "error", "kill"])
+def test_workers_end_with_their_process(files, ended_by):
+    reader, writer = os.pipe()
+    with apart(die_while_reading, files, ended_by) as process:
+        os.close(writer)
+        # The pipe's end is reached when all that were forked are gone.
+        ready, _, _ = select.select([reader], [], [], 30)
+        assert ready and os.read(reader, 1) == b""
+        os.close(reader)
+    assert process.exitcode == {"return": 0, "error": 1, "kill": -signal.SIGKILL}[ended_by]
 
 
 def test_the_global_generator_is_left_alone(files):

@@ -99,6 +99,54 @@ def test_random_states_come_back_through_a_file(tmp_path, pending_gauss):
     assert draws() == expected
 
 
+class Gpus:
+    """Stands for ``torch.cuda``: some GPUs, of which one is current, and a generator on each."""
+
+    def __init__(self, count, current=0):
+        self.generators = [torch.tensor([10 * index]) for index in range(count)]
+        self.current = current
+
+    def is_available(self):
+        return bool(self.generators)
+
+    def current_device(self):
+        return self.current
+
+    def get_rng_state(self):
+        return self.generators[self.current]
+
+    def set_rng_state(self, state):
+        self.generators[self.current] = state
+
+    def get_rng_state_all(self):
+        return list(self.generators)
+
+    def set_rng_state_all(self, states):
+        for index, state in enumerate(states):
+            self.generators[index] = state  # as torch's: an error where there are fewer
+
+
+def gpu_states(gpus):
+    return [int(state) for state in gpus.generators]
+
+
+def test_random_states_of_a_gpu_come_back_on_machines_with_other_numbers_of_them(monkeypatch):
+    monkeypatch.setattr(torch, "cuda", Gpus(4, current=2))
+    saved = random_states()
+    for count, current, expected in ((4, 2, [0, 10, 20, 30]), (1, 0, [20]), (2, 1, [0, 20]), (0, 0, [])):
+        monkeypatch.setattr(torch, "cuda", Gpus(count, current))
+        restore_random_states(saved)
+        assert gpu_states(torch.cuda) == expected
+
+
+def test_older_checkpoints_have_the_random_states_of_all_gpus(monkeypatch):
+    saved = random_states() | {"cuda": [torch.tensor([1]), torch.tensor([2])]}
+    for count, current, expected in ((2, 1, [0, 2]), (1, 0, [1]), (3, 2, [0, 10, 1])):
+        monkeypatch.setattr(torch, "cuda", Gpus(count, current))
+        restore_random_states(saved)
+        assert gpu_states(torch.cuda) == expected
+
+
 def test_seed_decides_all_generators():
     seed_everything(5)
     first = draws()

@@ -3,12 +3,14 @@ import io
 import json
 import math
 import os
+import runpy
 import signal
 
 import pytest
 import torch
 from torch import nn
 
+from offset_equivariant import signals
 from offset_equivariant.training import loop
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import (
@@ -198,7 +200,7 @@ def test_weights_that_the_last_step_has_spoilt_are_not_saved(tmp_path):
     assert checkpoint_steps(tmp_path) == [2, 4]
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = signals.STOP_SIGNALS
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -251,17 +253,39 @@ def test_handler_that_was_there_before_has_its_turn_after_the_checkpoint(tmp_pat
     assert task.module.weight.item() == expected
 
 
-def test_second_ctrl_c_interrupts_at_once(tmp_path):
-    def twice(task, loss):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+def twice(number):
+    def event(task, loss):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
         return loss
 
+    return event
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_second_signal_does_not_forestall_the_checkpoint(tmp_path, number):
+    before = signal.signal(number, signal.SIG_DFL)
+    task = Descent({3: twice(number)})
+    try:
+        with pytest.raises(TrainingInterruptedError, match=f"stopped by {number.name} at step 3;"):
+            fit(task, tmp_path, settings(checkpoint_seconds=3600))
+    finally:
+        signal.signal(number, before)
+    assert checkpoint_steps(tmp_path) == [3]
+
+
+def test_signals_that_a_system_does_not_have_are_done_without(monkeypatch):
+    monkeypatch.delattr(signal, "SIGUSR1")
+    monkeypatch.delattr(signal, "SIGUSR2")
+    assert runpy.run_path(signals.__file__)["STOP_SIGNALS"] == (signal.SIGTERM, signal.SIGINT)
+
+
+def test_second_ctrl_c_interrupts_at_once(tmp_path):
     # A process started in the background of a shell ignores Ctrl-C, and tests may be run in one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            fit(Descent({3: twice}), tmp_path, settings())
+            fit(Descent({3: twice(signal.SIGINT)}), tmp_path, settings())
     finally:
         signal.signal(signal.SIGINT, before)
     assert checkpoint_steps(tmp_path) == [2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,7 @@ from offset_equivariant.performance.settings import CompiledOrEager, Setting, fa
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, RecognitionTraining
 from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
-from offset_equivariant.training.ranks import averaging_gradients, ranks
+from offset_equivariant.training.ranks import averaging_gradients, is_first, ranks
 
 __all__ = [
     "HEADLINE",
@@ -48,6 +49,8 @@ __all__ = [
     "plan_training",
     "runtime_setting",
 ]
+
+log = logging.getLogger(__name__)
 
 HEADLINE = ("error_percent", "%")
 
@@ -118,6 +121,9 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: Labelled
         build_pipeline(config),
         build_augmentation(config),
     )
+    compiled = setting.compile and ranks() == 1
+    if config.runtime.compile and not compiled and is_first():
+        log.warning("runtime.compile = true has no effect with %d ranks: they do not compile", ranks())
     if recipe.synchronise_batch_norm:
         synchronise_batch_norm_(network)
     task = RecognitionTraining(
@@ -130,8 +136,7 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: Labelled
         label_smoothing=recipe.label_smoothing,
         autocast=None if recipe.autocast is None else getattr(torch, recipe.autocast),
         channels_last=setting.channels_last,
-        # What averages gradients over ranks is not compiled.
-        forward=CompiledOrEager(network) if setting.compile and ranks() == 1 else averaging_gradients(network),
+        forward=CompiledOrEager(network) if compiled else averaging_gradients(network),
         accumulate=parts,
     )
     total_steps = recipe.total_steps(task.steps_per_epoch)

@@ -17,7 +17,7 @@ from offset_equivariant.data.image_folders import SAMPLE, SPLIT_FOLDERS, Publish
 from offset_equivariant.data.labelled_images import Split, check_split
 from offset_equivariant.data.locations import DATA_DIR_VARIABLE, DataNotFoundError
 from offset_equivariant.data.photo_folders import check_photo_options
-from offset_equivariant.storage import locked
+from offset_equivariant.storage import locked, replace_file
 
 ILSVRC12 = Published(
     name="ilsvrc12",
@@ -98,6 +98,8 @@ def _unpack(root: Path, split: Split) -> None:
     with locked(root / ".unpacking.lock"):
         if target.is_dir():  # another process was faster
             return
+        for left in root.glob(".unpacking-*/"):  # by a process that was killed: a whole split, perhaps
+            shutil.rmtree(left)
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as temporary:
             staging = Path(temporary)
             for path in root.iterdir():
@@ -106,7 +108,7 @@ def _unpack(root: Path, split: Split) -> None:
             _call_torchvision(staging, split, root / ARCHIVES[split])
             meta = staging / "meta.bin"
             if not meta.is_symlink():
-                shutil.copy(meta, root)
+                replace_file(root / meta.name, meta.read_bytes())
             os.replace(staging / target.name, target)
 
 

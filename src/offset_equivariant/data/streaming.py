@@ -7,8 +7,13 @@ What workers hand over are bytes; colour is computed from them in batches, on th
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.sharedctypes import RawValue
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -19,6 +24,7 @@ from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.data.cropping import RandomCrops, central_crop
 from offset_equivariant.data.decoding import decode_image_file
 from offset_equivariant.data.image_files import ImageFileError, ImageFiles
+from offset_equivariant.signals import STOP_SIGNALS
 
 _PREFETCHED = 2  # batches a worker makes ahead
 _ALL = slice(None)
@@ -240,6 +246,7 @@ class _Loader:
         self._device = device
 
     def run(self, batches: Dataset[Any], numbers: range) -> Iterator[Any]:
+        ending = RawValue(ctypes.c_bool, False)
         loader = DataLoader(
             _Caught(batches),
             batch_size=None,
@@ -247,16 +254,21 @@ class _Loader:
             num_workers=self._workers,
             collate_fn=_unchanged,
             pin_memory=self._device.type == "cuda",
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=partial(_leave_signals, ending),
             prefetch_factor=_PREFETCHED if self._workers else None,
             # The loader draws a seed for its workers, which do not use it: not from the global generator, whose state
             # a training that is taken up again must find as it was.
             generator=torch.Generator(),
         )
-        for batch in loader:
-            if isinstance(batch, ImageFileError):
-                raise batch
-            yield tuple(part.to(self._device, non_blocking=True) for part in batch)
+        # Where this is not over when the process ends: multiprocessing then sends SIGTERM to the workers and waits.
+        end = Finalize(None, setattr, (ending, "value", True), exitpriority=0)
+        try:
+            for batch in loader:
+                if isinstance(batch, ImageFileError):
+                    raise batch
+                yield tuple(part.to(self._device, non_blocking=True) for part in batch)
+        finally:
+            end()
 
 
 class _Caught(Dataset[Any]):
@@ -272,9 +284,19 @@ class _Caught(Dataset[Any]):
             return error
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Leave Ctrl-C, which comes to all processes, to the one that trains: it ends the workers when it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(ending: Any, _: int) -> None:
+    """Leave signals that ask for a stop to the process that trains, which ends its workers when it has saved.
+
+    They come to all processes: Ctrl-C from a terminal, SIGTERM from ``torchrun``, any of them from Slurm. A worker
+    would otherwise be ended by them, or call what handlers its parent had: submitit's puts the job back into the queue.
+
+    Args:
+        ending: shared with the parent; its value is true when a SIGTERM is to end the worker.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    # In place of torch's handler.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
 
 
 def _unchanged(batch: Any) -> Any:

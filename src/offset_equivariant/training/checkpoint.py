@@ -69,28 +69,36 @@ class Checkpoints:
 
 
 def random_states() -> dict[str, Any]:
-    """Return the state of every global random number generator, as tensors and plain numbers."""
+    """Return the state of every global random number generator, as tensors and plain numbers.
+
+    Of several GPUs, that of the current one: a process computes on one, and may go on where there are fewer.
+    """
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Put every global random number generator back to where :func:`random_states` found it."""
+    """Put every global random number generator back to where :func:`random_states` found it.
+
+    A device that is not here is passed over. Where there are states of several GPUs, as in older checkpoints, the
+    current one gets its own.
+    """
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
-    for state in states.get("mps", []):
-        torch.mps.set_rng_state(state.cpu())
+    if states["cuda"] and torch.cuda.is_available():
+        current = torch.cuda.current_device()
+        torch.cuda.set_rng_state(states["cuda"][current if current < len(states["cuda"]) else 0].cpu())
+    if states.get("mps") and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"][0].cpu())
 
 
 def training_state(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Stateful]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from offset_equivariant.storage import replace_file
 from offset_equivariant.tasks.task import Trainable
 from offset_equivariant.training.checkpoint import Checkpoints, restore_training_state, training_state
-from offset_equivariant.training.ranks import any_rank, is_first, mean_over_ranks, ranks
+from offset_equivariant.training.ranks import any_rank, is_first, mean_over_ranks, ranks, wait_for_all
 from offset_equivariant.training.schedules import Schedule
 from offset_equivariant.training.stopping import StopRequest
 
@@ -131,6 +131,8 @@ def fit(
                 save()
                 saved_at = time.monotonic()
             if stopping:
+                # Once a process has ended, torchrun ends the others: the first must have written by then.
+                wait_for_all()
                 stop.answer(state.step)
                 stopping = False
     return state

@@ -42,20 +42,26 @@ def is_first() -> bool:
 def joined_ranks() -> Iterator[None]:
     """Join the ranks that ``torchrun`` has started, and leave them at the end; without it, do nothing.
 
-    A rank that has a GPU takes the one of its number on its machine.
+    Where there are GPUs, a rank takes the one of its number on its machine. What ranks tell each other goes by NCCL
+    from a GPU and by gloo from the CPU, so that they can compute on either.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+        # Ranks that compute on the CPU may be more than there are GPUs; of others, NCCL refuses two on one.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    distributed.init_process_group(_backend(), timeout=_PATIENCE)
     if not is_first():
         logging.getLogger().setLevel(logging.WARNING)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _backend() -> str:
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def wait_for_all() -> None:
@@ -92,8 +98,9 @@ def any_rank(truth: bool) -> bool:
     """Whether it is true on any rank. Every rank must ask."""
     if ranks() == 1:
         return truth
-    device = torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
-    votes = torch.tensor(int(truth), device=device)
+    # A group that the caller has made may serve GPUs alone.
+    served = "cpu" if "cpu:" in distributed.get_backend_config() else "cuda"
+    votes = torch.tensor(int(truth), device=served)
     distributed.all_reduce(votes, distributed.ReduceOp.MAX)
     return bool(votes)
 

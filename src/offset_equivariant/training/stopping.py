@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from offset_equivariant.signals import STOP_SIGNALS
+
 
 class TrainingInterruptedError(RuntimeError):
     """A signal to stop came; the run was checkpointed and can be taken up again.
@@ -20,14 +22,12 @@ class TrainingInterruptedError(RuntimeError):
         self.exit_status = 128 + signal_number
 
 
-#: What asks for a stop: batch systems announce the end of a job's time, or its preemption, by one of the first three.
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 #: Handlers that nobody has chosen; None is one that was not set from Python.
 _DEFAULT_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
 
 
 class StopRequest:
-    """Turns signals into a request, answered at the end of a step. A second Ctrl-C is as usual.
+    """Turns signals into a request, answered at the end of a step, however many come. A second Ctrl-C is as usual.
 
     A handler that was there before, such as submitit's, which puts its job back into the queue and ends the process,
     has its turn when the checkpoint is written.
@@ -42,7 +42,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in _STOP_SIGNALS:
+            for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._request)
         return self
 
@@ -66,5 +66,6 @@ class StopRequest:
 
     def _request(self, number: int, _: FrameType | None) -> None:
         self.name, self.number, self.requested = signal.Signals(number).name, number, True
-        if self._previous[number] in _DEFAULT_HANDLERS:
+        # The others may well come twice, from a launcher and from the batch system, while the step still computes.
+        if number == signal.SIGINT and self._previous[number] in _DEFAULT_HANDLERS:
             signal.signal(number, self._previous[number])
