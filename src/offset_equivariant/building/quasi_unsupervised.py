@@ -117,8 +117,8 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages | PhotoIm
 
 
 def _read_photos(folder: str, size: int = 256, progress: bool = True) -> PhotoImages:
-    """Read the photos of a folder, and their central squares."""
-    return read_folder(Path(folder), "photo_folder", "train", size, square=True, progress=progress)
+    """Read the central squares of the photos of a folder and of the folders in it, all into memory."""
+    return read_folder(Path(folder), "photo_folder", "train", size, square=True, progress=progress, subfolders=True)
 
 
 def balancing_estimator(path: Path) -> Callable[[Tensor], Tensor]:
