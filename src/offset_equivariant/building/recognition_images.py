@@ -176,7 +176,7 @@ def _random_crops(config: ExperimentConfig) -> RandomCrops:
 
 
 def _preset_for_files(preset: str) -> str:
-    """The preset for images that are files in place of another; a changed one is called ``<preset>_changed_<digest>``."""
+    """The preset for files in place of another; that of a changed recipe is ``<preset>_changed_<digest>``."""
     meant = preset.partition("_changed_")[0]
     return f"imagenet_{meant if meant in _PRESETS_FOR_FILES else 'fast'}"
 

@@ -141,8 +141,8 @@ def read_folder(
         square: whether to crop to the central square; otherwise the crop has the smallest height and the smallest
             width of all resized photos.
         progress: whether to show a progress bar.
-        subfolders: whether to read those of its folders too, at any depth, such as one a class. Hidden folders and links
-            to folders are passed over. Names are then relative to ``folder``.
+        subfolders: whether to read those of its folders too, at any depth, such as one a class. Hidden folders, and
+            links to folders, are passed over. Names are then relative to ``folder``.
 
     Raises:
         PhotoDataError: when there is no photo, or one cannot be read.
