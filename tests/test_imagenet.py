@@ -11,6 +11,7 @@ from offset_equivariant import building
 from offset_equivariant.building import recognition
 from offset_equivariant.building.recognition_images import load_split, training_batches, worker_count
 from offset_equivariant.color import srgb_to_linear
+from offset_equivariant.composition import CONFIGURATION, checked_run, composed_words
 from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.data.cropping import RandomCrops
@@ -181,6 +182,13 @@ WRONG = {
     "classes": (["dataset.classes=9"], "dataset.classes = 9, but imagenet_synthetic has 10"),
     "sample": (["+dataset.options.sample=3"], "unknown setting dataset.options.sample; valid ones are n_train"),
 }
+
+
+@pytest.mark.parametrize(("given", "meant"), [("paper", "paper"), ("fast", "fast"), ("brief", "fast")])
+def test_a_preset_for_images_in_memory_is_refused_and_that_for_files_named(given, meant):
+    with pytest.raises(ConfigError, match=rf"does not fit dataset ilsvrc12, .*; give train=imagenet_{meant}$"):
+        checked_run(composed_words(["experiment=table2_equivariant", f"train={given}"]))
+    assert (CONFIGURATION / "train" / f"imagenet_{meant}.yaml").exists()
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -13,12 +13,14 @@ from offset_equivariant.building import recognition
 from offset_equivariant.building.classifier import load_classifier
 from offset_equivariant.color import apply_illuminant, balance, grey_edge, max_rgb
 from offset_equivariant.color.representation import decode_srgb
+from offset_equivariant.composition import checked_run, composed_words
 from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.data.photo_images import PhotoImages
 from offset_equivariant.data.synthetic import synthetic_images
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.models.quasi_unsupervised import QuasiUnsupervised, estimate_illuminants
 from offset_equivariant.provenance import file_sha256
+from offset_equivariant.reporting.records import find_records
 from offset_equivariant.reporting.tracking import NullTracker
 from offset_equivariant.runs import Run, RunDirectoryError
 from offset_equivariant.tasks.recognition import RecognitionTraining
@@ -88,32 +90,34 @@ def photos(tmp_path):
     generator = np.random.default_rng(0)
     for number in range(9):
         pixels = generator.integers(0, 256, (40 + number, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+        path = folder / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
     return folder
 
 
-def test_any_folder_of_photos_can_be_learned_from(settings, photos):
-    chosen = settings()
-    chosen["dataset"] |= {
-        "name": "photo_folder",
-        "classes": None,
-        "validation_images": 2,
-        "options": {"folder": str(photos), "size": 32},
-    }
-    chosen["train"] |= {"batch_size": 4, "steps": 2}
-    config = experiment_config(chosen)
-    building.check_components(config)
+def test_any_folder_of_photos_can_be_learned_from(photos, command_line, tmp_path):
+    words = ["experiment=quasi_unsupervised", "dataset=photo_folder", f"dataset.options.folder={photos}"]
+    words += ["dataset.options.size=32", "dataset.validation_images=2", "train.batch_size=4", "train.epochs=2"]
+    machinery = ["model.options.width=4", "distortion.saturations=[0,0.9]", "logger=none"]
+    machinery += ["runtime.device=cpu", "runtime.threads=1", "runtime.progress=false", "train.checkpoint_seconds=0"]
+    config = checked_run(composed_words([*words, *machinery])).config
     training, test = building.load_split(config, "train"), building.load_split(config, "evaluation")
     assert isinstance(training, PhotoImages) and training.images.shape == (7, 3, 32, 32)
     assert test.split == "validation" and not set(training.names) & set(test.names)
-    record = run_experiment(Run(chosen), NullTracker())
+    assert set(training.names) | set(test.names) == {f"{number % 2}/{number}.png" for number in range(9)}
+
+    code, said = command_line.run(*words, *machinery, folder=tmp_path)
+    assert code == 0, said
+    (record,) = find_records(tmp_path / "runs" / "results")
+    assert record.experiment.startswith("quasi_unsupervised_fast_changed_")  # not the numbers of the experiment itself
     assert (record.n, record.dataset, record.total_steps) == (2, "photo_folder_validation", 2)
-    chosen["dataset"]["validation_images"] = 0
+    assert record.data_sha256 == {"train": training.sha256, "validation": test.sha256}
+
     with pytest.raises(ConfigError, match=r"photo_folder has no test images: give dataset.validation_images"):
-        experiment_config(chosen)
-    chosen["dataset"]["validation_images"] = 9
+        checked_run(composed_words([*words, "dataset.validation_images=0"]))
     with pytest.raises(ConfigError, match="validation_images = 9, but photo_folder has only 9"):
-        building.load_split(experiment_config(chosen), "train")
+        building.load_split(checked_run(composed_words([*words, "dataset.validation_images=9"])).config, "train")
 
 
 @pytest.mark.parametrize(

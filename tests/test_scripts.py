@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -105,17 +104,6 @@ def test_unfinished_or_dirty_weights_are_not_released(load_script, trained, tmp_
             release.release(run_folder, tmp_path / "results")
     with pytest.raises(FileNotFoundError, match="the training has not ended"):
         release.release(tmp_path, tmp_path / "results")
-
-
-def test_statistics_are_those_of_the_configuration(load_script, monkeypatch, capsys):
-    script = load_script("compute_statistics")
-    monkeypatch.setattr(sys, "argv", ["compute_statistics.py", "synthetic"])
-    script.main()
-    printed = capsys.readouterr().out.splitlines()
-    configured = (ROOT / "conf" / "dataset" / "synthetic.yaml").read_text().splitlines()
-    assert [line.strip() for line in printed] == [
-        line.split("#")[0].strip() for line in configured[configured.index("statistics:") :]
-    ]
 
 
 def test_a_preset_that_a_table_does_not_have_is_refused(load_script, capsys):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from offset_equivariant.color import AbsoluteClipping, FilledClipping, RelativeClipping
-from offset_equivariant.color.channel_statistics import ChannelStatistics, byte_histograms
+from offset_equivariant.color.channel_statistics import ChannelStatistics, LinearStatistics, byte_histograms
 from offset_equivariant.color.representation import to_space
 from offset_equivariant.color.srgb import srgb_to_linear
 
@@ -50,5 +50,26 @@ def test_images_of_different_sizes_are_pooled_pixel_by_pixel(clipping):
 def test_what_cannot_be_computed_is_refused():
     with pytest.raises(ValueError, match="looks at pixels, not at values; give absolute or relative"):
         ChannelStatistics("log_rgb", FilledClipping())
-    with pytest.raises(ValueError, match="there was no image"):
+    with pytest.raises(ValueError, match="there was no pixel"):
         ChannelStatistics("srgb").result()
+    dark = LinearStatistics("log_rgb")
+    dark.update(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="there was no pixel"):
+        dark.result()
+
+
+@pytest.mark.parametrize("space", ["linear", "log_rgb"])
+def test_linear_images_are_pooled_pixel_by_pixel(space):
+    rng = np.random.default_rng(0)
+    batches = [rng.uniform(0, 1, shape).astype(np.float32) for shape in ((2, 3, 8, 9), (3, 3, 4, 4))]
+    batches[0][0, :, :3], batches[1][2, 1, 1] = 0, 0  # covered; without green
+    statistics = LinearStatistics(space)
+    for batch in batches:
+        statistics.update(torch.from_numpy(batch))
+    pixels = np.concatenate([batch.astype(np.float64).transpose(0, 2, 3, 1).reshape(-1, 3) for batch in batches])
+    if space == "log_rgb":
+        pixels = -np.log(pixels[pixels.min(1) > 0])
+        assert len(pixels) == 2 * 72 - 27 + 3 * 16 - 4
+    mean, std = statistics.result()
+    np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(0), rtol=1e-11)

@@ -133,6 +133,18 @@ def test_names_decide_what_is_read_and_in_which_order(tmp_path):
     assert found.images[:, 0, 0, 0].tolist() == [10, 20, 0]
 
 
+def test_photos_of_subfolders_are_found_where_they_are_asked_for(tmp_path):
+    names = ("b/1.png", "b/deeper/0.JPG", "a/1.png", "c.png", ".hidden/1.png", "a/.hidden.png")
+    for number, name in enumerate(names):
+        put(tmp_path / name, np.full((4, 4, 3), 10 * number, np.uint8))
+    (tmp_path / "a" / "folder.png").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    found = read_folder(tmp_path, "toy", "test", 4, square=True, progress=False, subfolders=True)
+    assert found.names == ("a/1.png", "b/1.png", "b/deeper/0.JPG", "c.png")
+    assert found.images[:, 0, 0, 0].tolist() == [20, 0, 10, 30]
+    assert read_folder(tmp_path, "toy", "test", 4, square=True, progress=False).names == ("c.png",)
+
+
 def truncated(path):
     put(path, random_pixels(64, 64))
     path.write_bytes(path.read_bytes()[:-500])

@@ -35,7 +35,7 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
     """Return, by group of settings, functions that fail where the group cannot be used."""
     check_arguments(QuasiUnsupervised.__init__, config.model.options, "model.options", ("self",))
     if config.dataset.name == "photo_folder":
-        check_arguments(_read_photos, config.dataset.options, "dataset.options", ("progress",))
+        check_arguments(read_photos, config.dataset.options, "dataset.options", ("progress",))
     elif config.dataset.name not in DATASETS:
         raise ConfigError(
             f"dataset {config.dataset.name} is not for quasi_unsupervised: give dataset=photo_folder, with the folder "
@@ -98,7 +98,7 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages | PhotoIm
     dataset, held_out = config.dataset, config.dataset.validation_images
     images: LabelledImages | PhotoImages
     if dataset.name == "photo_folder":
-        images = _read_photos(**dataset.options, progress=config.runtime.progress)
+        images = read_photos(**dataset.options, progress=config.runtime.progress)
     else:
         options: dict[str, Any] = dict(dataset.options)
         if dataset.name == "cifar10":
@@ -116,9 +116,9 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages | PhotoIm
     return replace(chosen, split="validation") if isinstance(chosen, PhotoImages) else chosen
 
 
-def _read_photos(folder: str, size: int = 256, progress: bool = True) -> PhotoImages:
-    """Read the photos of a folder, and their central squares."""
-    return read_folder(Path(folder), "photo_folder", "train", size, square=True, progress=progress)
+def read_photos(folder: str, size: int = 256, progress: bool = True) -> PhotoImages:
+    """Read the central squares of the photos of a folder and of the folders in it, all into memory."""
+    return read_folder(Path(folder), "photo_folder", "train", size, square=True, progress=progress, subfolders=True)
 
 
 def balancing_estimator(path: Path) -> Callable[[Tensor], Tensor]:

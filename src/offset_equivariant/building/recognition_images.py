@@ -31,6 +31,9 @@ from offset_equivariant.data.streaming import StreamedBatches, StreamedImages
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, kept_batches
 from offset_equivariant.training.ranks import is_first, own_part
 
+#: Of ``conf/train/imagenet_*.yaml``.
+_PRESETS_FOR_FILES = ("paper", "fast", "smoke")
+
 
 def check_dataset(config: ExperimentConfig) -> None:
     """Check the data set's options, and that its images are enough, without loading it.
@@ -61,7 +64,11 @@ def check_crops(config: ExperimentConfig) -> None:
     """
     on_disk, recipe = config.dataset.name in FILE_DATASETS, config.train
     if on_disk == (recipe.random_resized_crop is None):
-        needed = "needs it: its images have different sizes" if on_disk else "is kept whole in memory; give null"
+        needed = (
+            f"needs it, for its images have different sizes; give train={_preset_for_files(recipe.preset)}"
+            if on_disk
+            else "is kept whole in memory; give null"
+        )
         raise ConfigError(
             f"train.random_resized_crop = {recipe.random_resized_crop} does not fit dataset {config.dataset.name}, "
             f"which {needed}"
@@ -166,6 +173,12 @@ def _random_crops(config: ExperimentConfig) -> RandomCrops:
     assert settings is not None  # see check_crops
     area, aspect_ratio = (cast(tuple[float, float], tuple(v)) for v in (settings.area, settings.aspect_ratio))
     return RandomCrops(area, aspect_ratio, config.train.flip)
+
+
+def _preset_for_files(preset: str) -> str:
+    """The preset for files in place of another; that of a changed recipe is ``<preset>_changed_<digest>``."""
+    meant = preset.partition("_changed_")[0]
+    return f"imagenet_{meant if meant in _PRESETS_FOR_FILES else 'fast'}"
 
 
 def _require_classes(config: ExperimentConfig, classes: int) -> None:

@@ -1,13 +1,14 @@
-"""Mean and standard deviation of the channels of 8-bit images, for the normalisation of a network's input.
+"""Mean and standard deviation of the channels of images, for the normalisation of a network's input.
 
 An 8-bit channel has 256 values, so that a histogram of each image says all that is needed, also where the clipping
-looks at the channel's mean. Counts are exact, and moments are summed in double precision: images can come in any order
-and in batches of any size, whole data sets through files.
+looks at the channel's mean; linear images are summed value by value. Counts are exact, and moments are summed in double
+precision: images can come in any order and in batches of any size, whole data sets through files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,26 @@ def byte_histograms(images: Tensor) -> Tensor:
     return histograms
 
 
+class _Moments:
+    """Sums of values and of their squares, by channel."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+
+    def add(self, count: Tensor, total: Tensor, squares: Tensor) -> None:
+        """Add to the number of values of each channel, (C,), to their sum, and to the sum of their squares."""
+        added = [count, total, squares]
+        self._sums = [old + new for old, new in zip(self._sums, added, strict=True)] if self._sums else added
+
+    def result(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if not self._sums or not bool((self._sums[0] > 0).all()):
+            raise ValueError("there was no pixel to compute statistics of")
+        count, total, squares = self._sums
+        mean = total / count
+        variance = squares / count - mean.square()
+        return tuple(mean.tolist()), tuple(variance.clamp(min=0).sqrt().tolist())
+
+
 class ChannelStatistics:
     """Collects the moments of each channel over all pixels of images that are given by their histograms.
 
@@ -55,29 +76,21 @@ class ChannelStatistics:
             raise ValueError(f"clipping = {clipping!r} looks at pixels, not at values; give absolute or relative")
         self._space: Space = space
         self._clipping = clipping
-        self._count: Tensor | int = 0
-        self._sum: Tensor | float = 0.0
-        self._squares: Tensor | float = 0.0
+        self._moments = _Moments()
 
     def update(self, histograms: Tensor) -> None:
         """Add images, int64 (N, C, 256), see `byte_histograms`."""
         counts = histograms.double()
         values = self._values(counts)
-        self._count = self._count + histograms.sum((0, 2))
-        self._sum = self._sum + (counts * values).sum((0, 2))
-        self._squares = self._squares + (counts * values.square()).sum((0, 2))
+        self._moments.add(histograms.sum((0, 2)), (counts * values).sum((0, 2)), (counts * values**2).sum((0, 2)))
 
     def result(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel.
 
         Raises:
-            ValueError: if there was no image.
+            ValueError: if there was no pixel.
         """
-        if isinstance(self._count, int):
-            raise ValueError("there was no image to compute statistics of")
-        mean = torch.as_tensor(self._sum) / self._count
-        variance = torch.as_tensor(self._squares) / self._count - mean.square()
-        return tuple(mean.tolist()), tuple(variance.clamp(min=0).sqrt().tolist())
+        return self._moments.result()
 
     def _values(self, counts: Tensor) -> Tensor:
         """The space's value for each of the 256 bytes, (1, 1, 256), or (N, C, 256) where images differ."""
@@ -86,6 +99,34 @@ class ChannelStatistics:
             mean = (counts * linear).sum(2, keepdim=True) / counts.sum(2, keepdim=True)
             return -torch.maximum(linear, self._clipping.threshold(mean)).log()
         return to_space(linear.view(1, 1, 1, 256), self._space, self._clipping)[0]
+
+
+class LinearStatistics:
+    """Collects the moments of each channel of linear images, which are not counted by value.
+
+    Args:
+        space: ``linear``, over all pixels; or ``log_rgb``, over the pixels that hold light in every channel, which need
+            no clipping.
+    """
+
+    def __init__(self, space: Literal["linear", "log_rgb"]) -> None:
+        self._space = space
+        self._moments = _Moments()
+
+    def update(self, linear: Tensor) -> None:
+        """Add images, (N, C, H, W)."""
+        pixels = linear.double().permute(0, 2, 3, 1).flatten(0, 2)
+        if self._space == "log_rgb":
+            pixels = -pixels[(pixels > 0).all(1)].log()
+        self._moments.add(torch.full((linear.shape[1],), len(pixels)), pixels.sum(0), pixels.square().sum(0))
+
+    def result(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each channel.
+
+        Raises:
+            ValueError: if there was no pixel.
+        """
+        return self._moments.result()
 
 
 def channel_statistics(
