@@ -1,6 +1,7 @@
 """Recognition of images that are files: from configuration to record, on drawn images."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from offset_equivariant.data.decoding import decode_image_file
 from offset_equivariant.data.image_files import ImageFileError
 from offset_equivariant.data.imagenet_synthetic import load_imagenet_synthetic
 from offset_equivariant.experiment import run_experiment
+from offset_equivariant.reporting.records import read_record, record_path
 from offset_equivariant.reporting.tracking import NullTracker
 from offset_equivariant.runs import Run
 from offset_equivariant.tasks.recognition import RecognitionTraining
@@ -121,6 +123,21 @@ def test_a_run_from_files_to_record(tiny):
     assert record.data_sha256 == {
         split: load_imagenet_synthetic(split, [], n_train=40, n_test=26).sha256 for split in ("train", "test")
     }
+
+
+def test_the_record_says_which_copy_of_the_images_was_evaluated(tiny, monkeypatch):
+    run = Run(tiny("original", "mode=both", "train.epochs=0.2", "distortion.saturations=[0]"))
+    record = run_experiment(run, NullTracker())
+    assert record is not None and "images" not in record.environment  # of drawn images there is one copy
+    monkeypatch.setattr(
+        "offset_equivariant.experiment.load_split",
+        lambda config, split: replace(load_split(config, split), note="Imagenette, images of 128px"),
+    )
+    settings = tiny("original", "mode=evaluate", "train.epochs=0.2", "distortion.saturations=[0]")
+    record = run_experiment(Run(settings), NullTracker())
+    assert record is not None and record.environment["images"] == "Imagenette, images of 128px"
+    path = record_path(Path(settings["paths"]["results"]), record.experiment, 0)
+    assert read_record(path).environment == record.environment
 
 
 def test_a_training_that_was_killed_ends_with_the_same_weights(tiny, tmp_path, monkeypatch):

@@ -87,3 +87,5 @@ def test_environment_names_device_and_versions():
         name: metadata.version(name) for name in ("hydra-core", "omegaconf", "numpy")
     }
     json.dumps(found)
+    assert "images" not in found
+    assert provenance.environment(torch.device("cpu"), "a copy") == found | {"images": "a copy"}

@@ -236,7 +236,7 @@ def make_record(
         data_sha256=({"train": facts["train_data_sha256"]} if facts["steps"] else {})
         | {images.split: images.sha256}
         | _balancing_sha256(config),
-        environment=provenance.environment(device),
+        environment=provenance.environment(device, getattr(images, "note", "")),
         train_seconds=facts["train_seconds"],
         evaluate_seconds=round(seconds, 1),
     )

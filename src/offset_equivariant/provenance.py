@@ -56,8 +56,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return versions of Python and the libraries, the platform, and the device."""
+def environment(device: torch.device, images: str = "") -> dict[str, Any]:
+    """Return versions of Python and the libraries, the platform, and the device.
+
+    Args:
+        device: where it is computed.
+        images: which copy of a data set was found, where there are several, see ``ImageFiles.note``; returned as
+            ``images``, unless it is empty.
+    """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -65,4 +71,5 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         **{name: metadata.version(name) for name in _LIBRARIES},
+        **({"images": images} if images else {}),
     }

@@ -45,7 +45,7 @@ class ImageFiles:
         shorter_side: of height and width that an image is resized to in evaluation, in pixels.
         size: height and width of what a network is shown, in pixels: the central square in evaluation, a random crop
             that is resized in training.
-        note: which copy of the data set it is, for people.
+        note: which copy of the data set it is, for people; records have it in their ``environment``.
         synthetic: whether the images were made up, so that no number measured on them is taken for a result.
 
     Raises:
