@@ -22,8 +22,8 @@ from offset_equivariant.data.streaming import StreamedBatches, central_batch
 WIDTH, HEIGHT = 500, 375
 #: Shorter side and crops of the recipe train=imagenet_paper.
 SHORTER_SIDE, SIZE = 256, 224
-#: Standard deviation of the grain, in levels of 255, and quality of the JPEGs: with them small images that were enlarged
-#: have 110 kB too. Without grain they are so smooth that at any quality they have less.
+#: Standard deviation of the grain, in levels of 255, and quality of the JPEGs: with them enlarged images have 110 kB
+#: too. Without grain they are so smooth that at any quality they have less.
 _GRAIN, _QUALITY = 12.0, 95
 
 
