@@ -50,3 +50,22 @@ def test_the_committed_estimate_is_what_was_measured():
     found = json.loads((COSTS / "imagenet.json").read_text())
     assert not found["dirty"]
     assert (COSTS / "imagenet.md").read_text() == imagenet_cost.render_costs(found)
+
+
+def test_cores_by_hand_and_what_is_said_of_them():
+    found = json.loads((COSTS / "imagenet.json").read_text())
+    found |= {"step_seconds": {"original": 2.0, "equivariant": 3.0}, "operations": dict(found["operations"])}
+    found["operations"]["original"] = {"forward": 8.0, "training": 25.0}
+    found.pop("large", None)
+    before = imagenet_cost.render_costs(found)  # a file of before there were large images
+    assert "cores in training" not in before and f"| decoding | {found['reading']['decoding']:.0f} |" in before
+    found["large"] = {"images": "large ones", "reading": {"decoding": 300.0, "training": 160.0, "evaluation": 200.0}}
+    cores = imagenet_cost.cores_a_gpu(found)
+    # 20 TFLOP/s are 800 images a second in training, 2,500 in evaluation.
+    assert cores["original"] == pytest.approx({"training": 800 / 160, "evaluation": 2500 / 200})
+    assert cores["equivariant"] == pytest.approx({"training": 800 / 1.5 / 160, "evaluation": 2500 / 1.5 / 200})
+    said = imagenet_cost.render_costs(found)
+    assert (
+        "takes 800 images a second" in said and "5.0 such cores in training and 12.5 in evaluation (original)" in said
+    )
+    assert f"| training | {found['reading']['training']:.0f} | 160 |" in said and "large ones |" in said

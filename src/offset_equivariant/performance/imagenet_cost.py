@@ -83,6 +83,24 @@ def gpu_hours(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {"original": hours, "equivariant": {what: slower * value for what, value in hours.items()}}
 
 
+def cores_a_gpu(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Estimate how many cores like the one measured keep a GPU at the assumed rate busy, by network.
+
+    That is the images a second that the GPU takes, in ``training`` and in ``evaluation``, over those that a core reads.
+
+    Args:
+        found: ``operations`` and ``step_seconds`` by network, and ``large``, what was read of the size of ILSVRC-12's.
+    """
+    reading = found["large"]["reading"]
+    original = found["operations"]["original"]
+    cores = {
+        what: SUSTAINED_TFLOPS * 1000 / original[passes] / reading[what]
+        for what, passes in (("training", "training"), ("evaluation", "forward"))
+    }
+    slower = found["step_seconds"]["equivariant"] / found["step_seconds"]["original"]
+    return {"original": cores, "equivariant": {what: value / slower for what, value in cores.items()}}
+
+
 def render_costs(found: dict[str, Any]) -> str:
     """Return what was measured and what it is estimated to mean, as Markdown."""
     hours, seconds = gpu_hours(found), found["step_seconds"]
@@ -92,7 +110,6 @@ def render_costs(found: dict[str, Any]) -> str:
         f"| {hours[network]['training']:.0f} | {hours[network]['evaluation']:.1f} |"
         for network in NETWORKS
     ]
-    reading = [f"| {name} | {rate:.0f} |" for name, rate in found["reading"].items()]
     return "\n".join(
         [
             "# What Table 2 costs",
@@ -105,22 +122,47 @@ def render_costs(found: dict[str, Any]) -> str:
             f"**GPU-hours are an estimate**, of {EPOCHS} epochs of {ILSVRC12.images['train']:,} images, and of "
             f"{len(SATURATIONS)} saturations of {ILSVRC12.images['test']:,}: the original's operations at an assumed "
             f"{SUSTAINED_TFLOPS:.0f} TFLOP/s ({GPU}); the equivariant network's, that times the ratio of the steps "
-            "measured here. It has not been run.",
+            "measured here. They assume that the images are read as fast as the GPU takes them. It has not been run.",
             "",
             "| ResNet-50 | GFLOP, forward | GFLOP, training | images/s | step, ratio "
             "| GPU-hours, training | evaluation |",
             "|---|---:|---:|---:|---:|---:|---:|",
             *lines,
             "",
-            f"Images a second of one core, from {found['images']}; the first line, decoding alone, is the floor of the "
-            "others:",
-            "",
-            "| images | images/s |",
-            "|---|---:|",
-            *reading,
-            "",
+            *_rendered_reading(found),
         ]
     )
+
+
+def _rendered_reading(found: dict[str, Any]) -> list[str]:
+    """What a core reads, of both kinds of files where both were measured, and how many cores a GPU needs."""
+    kinds = [found["images"] + ", smaller than those of ILSVRC-12"]
+    rates = [found["reading"]]
+    if "large" in found:
+        kinds.append(found["large"]["images"])
+        rates.append(found["large"]["reading"])
+    lines = [
+        "Images a second that one core reads; none of the lines can have more than the first, decoding alone:",
+        "",
+        "| images/s | " + " | ".join(kinds) + " |",
+        "|---|" + "---:|" * len(kinds),
+        *(f"| {name} | " + " | ".join(f"{rate[name]:.0f}" for rate in rates) + " |" for name in found["reading"]),
+        "",
+    ]
+    if "large" not in found:
+        return lines
+    cores = cores_a_gpu(found)
+    needed = ", ".join(
+        f"{values['training']:.1f} such cores in training and {values['evaluation']:.1f} in evaluation ({network})"
+        for network, values in cores.items()
+    )
+    rate = SUSTAINED_TFLOPS * 1000 / found["operations"]["original"]["training"]
+    return [
+        *lines,
+        f"At the assumed rate a GPU takes {rate:.0f} images a second in the training of the original network. To read "
+        f"images of the size of ILSVRC-12's as fast, it needs {needed}.",
+        "",
+    ]
 
 
 def _images(batch: int, side: int) -> Tensor:
