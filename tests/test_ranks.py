@@ -345,8 +345,7 @@ def test_ranks_with_workers_stop_after_their_checkpoint(tmp_path):
 
 def test_ranks_accumulate_what_one_accumulates(tiny_words, tiny_settings, tmp_path):
     words = ("experiment=table1_original", "dataset.options.n_train=64", "dataset.options.n_test=40", "mode=train")
-    # Four images a part: at the usual rate, batch normalisation over so few makes much of rounding errors.
-    words += ("train.learning_rate=0.01",)
+    words += ("train.learning_rate=0.02", "train.log_every=1")  # more, and rounding grows
     torchrun((*tiny_words, *words, "train.accumulate=2"), tmp_path)
     alone = Run(tiny_settings(*words, "train.accumulate=4", f"paths.runs={tmp_path}/alone"))
     run_experiment(alone, NullTracker())
