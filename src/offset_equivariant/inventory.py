@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from offset_equivariant import provenance
 from offset_equivariant.composition import CONFIGURATION, composed_words, plain_settings
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
@@ -87,20 +85,15 @@ def missing_records(results: Path, settings: Sequence[str] = ()) -> list[Missing
 
 
 def _missing(words: list[str], folder: Path) -> MissingRecord | None:
-    composed = composed_words(words)
-    config = Run(plain_settings(composed)).config
-    if record_path(folder, config.record_name, config.seed).exists() or _is_repetition(composed):
+    config = Run(plain_settings(composed_words(words))).config
+    learns = config.train.steps != 0
+    repeated = not learns and config.seed != 0  # what learns nothing has one seed
+    if repeated or record_path(folder, config.record_name, config.seed).exists():
         return None
     weights = released_weights_path(provenance.repository_root() / "results", config.experiment, config.seed)
-    learns = config.train.steps != 0
     if learns and weights.exists():
         words = [*words, "mode=evaluate", f"weights={_relative(weights)}"]
     return MissingRecord(config.record_name, config.seed, tuple(words), learns and not weights.exists())
-
-
-def _is_repetition(composed: DictConfig) -> bool:
-    """Whether this is another seed of what learns nothing, and so has none."""
-    return bool(composed.train.steps == 0 and composed.seed != 0)
 
 
 def _relative(path: Path) -> Path:
