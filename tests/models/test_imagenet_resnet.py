@@ -140,7 +140,8 @@ def plain_copy(network, stages):
     return plain
 
 
-@pytest.mark.parametrize(("dtype", "tolerance", "stages"), [(torch.float32, 1e-5, 2), (torch.float64, 1e-10, 3)])
+# In float32 gradients of the first layer come through some hundred roundings, in an order that the threads decide.
+@pytest.mark.parametrize(("dtype", "tolerance", "stages"), [(torch.float32, 5e-5, 2), (torch.float64, 1e-10, 3)])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_equals_the_network_of_plain_compositions(block, training, dtype, tolerance, stages):
