@@ -8,9 +8,10 @@ from pathlib import Path
 
 from offset_equivariant import provenance
 from offset_equivariant.composition import CONFIGURATION, composed_words, plain_settings
+from offset_equivariant.config import experiment_config
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
 from offset_equivariant.reporting.records import record_path
-from offset_equivariant.runs import Run, released_weights_path
+from offset_equivariant.runs import released_weights_path
 
 #: Seeds of the networks that are released.
 SEEDS = {"table1": (0,), "table2": (0,), "table3": (0, 1, 2), "table4": (0,)}
@@ -85,7 +86,7 @@ def missing_records(results: Path, settings: Sequence[str] = ()) -> list[Missing
 
 
 def _missing(words: list[str], folder: Path) -> MissingRecord | None:
-    config = Run(plain_settings(composed_words(words))).config
+    config = experiment_config(plain_settings(composed_words(words)))
     learns = config.train.steps != 0
     repeated = not learns and config.seed != 0  # what learns nothing has one seed
     if repeated or record_path(folder, config.record_name, config.seed).exists():

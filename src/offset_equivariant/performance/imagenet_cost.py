@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from offset_equivariant.data.ilsvrc12 import ILSVRC12
 from offset_equivariant.evaluation.sweep import SATURATIONS
 from offset_equivariant.models.resnet import RESNETS
-from offset_equivariant.nn.constraint import project_
-from offset_equivariant.performance.subjects import family_of
+from offset_equivariant.performance.subjects import family_of, training_step
 
 NETWORKS = ("original", "equivariant")
 #: Height and width of the images, and epochs, of the recipe train=imagenet_paper.
@@ -173,11 +172,4 @@ def _images(batch: int, side: int) -> Tensor:
 def _step(module: nn.Module, images: Tensor) -> Any:
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     labels = torch.arange(len(images))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(module(images), labels).backward()
-        optimizer.step()
-        project_(module)
-
-    return step
+    return training_step(module, optimizer, images, labels)

@@ -95,6 +95,14 @@ def bare_step_of(network: str, size: Size, setting: Setting, device: torch.devic
     images = torch.rand(size.batch, size.offset_groups, size.side, size.side, device=device).to(memory_format=layout)
     labels = torch.arange(size.batch, device=device) % CLASSES
 
+    return training_step(module, optimizer, images, labels)
+
+
+def training_step(
+    module: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> Callable[[], None]:
+    """Return a function that takes one step of image recognition, on the same images each time."""
+
     def step() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(images), labels).backward()
