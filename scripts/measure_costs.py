@@ -33,7 +33,7 @@ IMAGES = 512
 #: The experiment that trains what balances the images of a strategy.
 BALANCING = "quasi_unsupervised"
 #: Where the search for a strategy's own settings was recorded, below `results`.
-SEARCHES = {"augmentation": "search_jitter"}
+SEARCHES = {"augmentation": "search_jitter", "augmentation_illuminants": "search_illuminants"}
 
 
 def main() -> None:

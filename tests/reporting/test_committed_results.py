@@ -202,6 +202,8 @@ def test_strategies_have_what_their_search_chose(records):
 
     used = {record.row: record.config["strategy"] for record in records if record.table == 1}
     assert used["augmentation"]["jitter"] == best("search_jitter")["jitter"]
+    chosen = best("search_illuminants")["illuminant_saturation"]
+    assert used["augmentation_illuminants"]["illuminant_saturation"] == chosen
 
 
 def test_released_weights_are_listed_and_recorded():

@@ -62,3 +62,17 @@ def test_the_mean_over_saturations_can_decide(make_record):
     assert "# Search for the strengths of `strategy=augmentation`" in text and "mean over S = 0.0, 0.5, 0.9" in text
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| original")]
     assert [(line[1], line[4], line[6]) for line in lines] == [("0.4", "0.5", "16.00"), ("0.4", "0.1", "12.00")]
+
+
+def test_settings_of_the_strategy_itself_are_shown(make_record):
+    run = replace(
+        make_record(),
+        table=None,
+        dataset="cifar10_validation",
+        config={"train": {"epochs": 4}, "strategy": {"illuminant_saturation": 0.9, "jitter": None}},
+        metrics={"error_percent": {"0.0": 12.0, "0.5": 13.0, "0.9": 14.0}},
+    )
+    (line,) = [
+        line for line in render_search([run], SEARCHES["search_illuminants"]).splitlines() if line.startswith("| orig")
+    ]
+    assert line.split(" | ")[1:6] == ["0.9", "4", "12.00", "13.00", "14.00"]

@@ -80,6 +80,13 @@ SEARCHES = {
         },
         decided_at=("0.0", "0.5", "0.9"),
     ),
+    "search_illuminants": SearchDescription(
+        "the largest saturation of `strategy=augmentation_illuminants`",
+        "error_percent",
+        "Error (%)",
+        {"Largest saturation": "illuminant_saturation", "Epochs": "epochs"},
+        decided_at=("0.0", "0.5", "0.9"),
+    ),
 }
 
 
