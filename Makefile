@@ -45,8 +45,9 @@ format: $(STAMP) ## Rewrite the code in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+# One process a core with one thread each; more threads than cores would slow one another down.
 test: lint ## Run lint, then all tests
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
 
 reproduce-table1: $(STAMP) ## Table 1, Figures 2 and 3 [FROM=released|scratch] [PRESET=fast|paper|smoke] [SEED=] [RESULTS=runs/reproduction]
 	$(PY) scripts/reproduce.py table1 $(REPRODUCE)
