@@ -109,9 +109,9 @@ def tabulate_costs(costs: Costs, titles: Mapping[str, str], baseline: str) -> tu
         f"{costs.commit[:8]}{dirty}. Inference goes from linear RGB to posteriors, balancing included, in batches. "
         "Training time includes what comes before the first step: balancing the training images, and training the "
         "network that balances them; differences of a few per cent are within the spread of the measurements. The last "
-        "column is the time of the trainings that chose a strategy's own settings; the recipe that all rows share was "
-        "searched for once, for none of them in particular. Both in per cent of the time of the row without a "
-        "strategy:"
+        "column is the time of the trainings that chose a strategy's own settings, counted in steps; the recipe that "
+        "all rows share was searched for with the original and the equivariant network, without a strategy. Both in "
+        "per cent of the time of the row without a strategy:"
     )
     return caption, lines
 
