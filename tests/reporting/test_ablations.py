@@ -1,5 +1,7 @@
 """The ablations: values, intervals and differences as they are; nothing of what was not measured."""
 
+import dataclasses
+
 import numpy as np
 
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER, render_ablations, write_ablations
@@ -7,6 +9,7 @@ from offset_equivariant.reporting.costs import Cost, Costs
 from offset_equivariant.reporting.records import save_evaluation
 
 (PADDING,) = (ablation for ablation in ABLATIONS if "pad?" in ablation.question)
+(ROUNDING,) = (ablation for ablation in ABLATIONS if "8 bits" in ablation.question)
 KEYS = ("0.0", "0.5", "0.9", "1.0")
 
 
@@ -56,3 +59,18 @@ def test_file_is_written_where_there_are_records(tmp_path, make_record):
         save_evaluation(tmp_path / FOLDER, found, values)
     (path,) = write_ablations(tmp_path)
     assert PADDING.question in path.read_text() and "+12.50 [" in path.read_text()
+
+
+def test_rounded_images_are_compared_with_the_same_network_and_seed(tmp_path, make_record):
+    for name in ROUNDING.variants.values():
+        rounded, original = name.endswith("_requantized"), "original" in name
+        folder = tmp_path / FOLDER if rounded else tmp_path
+        for seed in (0,) if rounded else (0, 1, 2):
+            wrong = (4 if original else 1) + rounded + 2 * seed
+            found, values = record(make_record, name, (wrong,) * 4, "original" if original else "equivariant")
+            found = dataclasses.replace(found, table=1, seed=seed)
+            save_evaluation(folder, found, values)
+    (path,) = write_ablations(tmp_path)
+    rows = [line.strip("| ").split(" | ") for line in lines(path.read_text())[1:]]
+    assert [row[2].split()[0] for row in rows] == ["12.50", "25.00", "12.50", "25.00", "50.00", "62.50"]
+    assert [row[6].split()[0] for row in rows] == ["–", "+12.50"] * 3
