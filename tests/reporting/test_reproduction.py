@@ -10,7 +10,7 @@ from offset_equivariant.reporting.claims import CLAIMS
 from offset_equivariant.reporting.comparison import Cell, build_table
 from offset_equivariant.reporting.descriptions import TABLE1, TABLE3
 from offset_equivariant.reporting.paper import paper_value
-from offset_equivariant.reporting.records import save_evaluation
+from offset_equivariant.reporting.records import find_records, save_evaluation
 from offset_equivariant.reporting.reproduction import paper_inside, render_reproduction, verdict, write_reproduction
 from offset_equivariant.reporting.statistics import proportion_interval
 
@@ -88,11 +88,13 @@ def test_every_claim_holds_of_the_papers_own_numbers():
 def test_no_worse_goes_by_the_paired_interval():
     claim = next(claim for claim in CLAIMS[1] if "no worse" in claim.statement)
     values = {"original": (8.0, 12.0, 29.0), "equivariant": (9.0, 9.0, 9.0)}
-    assert claim.examine(cells_of(values, paired=(1.0, -0.1, 2.1))).holds
-    assert not claim.examine(cells_of(values, paired=(1.0, 0.1, 1.9))).holds
+    assert claim.examine(cells_of(values, paired=(-1.0, -1.9, -0.1))).holds is True
+    assert claim.examine(cells_of(values, paired=(1.0, -0.1, 2.1))).holds is None
+    assert claim.examine(cells_of(values, paired=(1.0, 0.1, 1.9))).holds is False
     claim = next(claim for claim in CLAIMS[4] if "no worse" in claim.statement)  # where more is better
-    assert claim.examine(cells_of(values, paired=(-1.0, -2.1, 0.1))).holds
-    assert not claim.examine(cells_of(values, paired=(-1.0, -1.9, -0.1))).holds
+    assert claim.examine(cells_of(values, paired=(1.0, 0.1, 1.9))).holds is True
+    assert claim.examine(cells_of(values, paired=(-1.0, -2.1, 0.1))).holds is None
+    assert claim.examine(cells_of(values, paired=(-1.0, -1.9, -0.1))).holds is False
 
 
 def test_best_is_decided_by_the_interval_to_the_best_of_the_others():
@@ -133,6 +135,31 @@ def test_document_says_numbers_claims_and_runs(tmp_path, make_record):
     assert "more than triples the original's error | 8.67 → 29.00, 3.34 times | yes |" in text
     assert "| Equivariant | cifar10, 10,000 | fast | 100 of 100 | 0 | 0.0 | – | aaaaaaaa |" in text
     assert render_reproduction(tmp_path / "results") in text
+
+
+def test_unfinished_trainings_are_shown_and_count_for_nothing(tmp_path, make_record):
+    nothing_holds = dict.fromkeys(PAPERS, (55.0, 55.0, 55.0)) | {"equivariant": (60.0, 65.0, 70.0)}
+    for record in records(make_record, nothing_holds):
+        save_evaluation(tmp_path, record, {})
+    paper = {"experiment": "table1_original_paper", "preset": "paper"}
+    (unfinished,) = records(make_record, {"original": PAPERS["original"]}, **paper, complete=False, steps=7)
+    fast = build_table(TABLE1, find_records(tmp_path))
+    save_evaluation(tmp_path, unfinished, {})
+    both = build_table(TABLE1, find_records(tmp_path))
+    assert verdict(fast) == verdict(both) == "not yet"
+    title = "Original, `train=paper` **[incomplete (7/100 steps)]**"
+    text = render_reproduction(tmp_path)
+    assert f"| {title} | 0.0 | 8.67 | 8.67 [" in text and f"| {title} | cifar10, 10,000 | paper | 7 of 100 |" in text
+    assert "on cifar10, `train=paper`" not in text
+
+
+def test_every_preset_is_held_against_the_claims(tmp_path, make_record):
+    for preset, suffix in (("fast", ""), ("paper", "_paper")):
+        for record in records(make_record, PAPERS, preset=preset):
+            save_evaluation(tmp_path, replace(record, experiment=record.experiment + suffix), {})
+    text = render_reproduction(tmp_path)
+    for preset in ("fast", "paper"):
+        assert f"| The paper's table shows | Here, on cifar10, `train={preset}` | Holds |" in text
 
 
 def test_table_3_has_claims_of_its_rows(make_record):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from offset_equivariant.reporting.comparison import build_table
+from offset_equivariant.reporting.costs import Cost, Costs
 from offset_equivariant.reporting.descriptions import TABLE1, RowDescription, TableDescription
 from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
 from offset_equivariant.reporting.statistics import paired_difference_interval, proportion_interval
@@ -134,7 +135,37 @@ def test_presets_and_data_sets_have_lines_of_their_own(tmp_path, make_record):
         ("synthetic", "fast", 37.5),
     ]
     assert rows[2].cells[0].paper is None and rows[2].cells[0].difference is None
+    assert lines(built(tmp_path))[2].startswith("| Original, `train=paper` | 270,410 | 270,410 | 8.67 | 25.00 [")
     assert lines(built(tmp_path))[3].startswith("| Original, on synthetic | – | 270,410 | – | 37.50 [")
+
+
+def test_costs_are_those_of_the_usual_preset(tmp_path, make_record):
+    save(tmp_path, make_record, "original", (1, 2, 3))
+    changes = {"experiment": "table1_original_paper", "preset": "paper", "complete": False, "steps": 7}
+    save(tmp_path, make_record, "original", (2, 2, 3), **changes)
+    records = find_records(tmp_path)
+    costs = Costs("cpu", 2, "0" * 40, False, {"original": Cost(270410, 0.5, 200.0, 100, 0.0)}, {})
+    table = build_table(TABLE1, records, costs=costs)
+    assert lines(table)[-1] == "| Original | – | 0.50 | 200 | – | – |"
+    columns, rows = tabulate(table)
+    assert [row[columns.index("step_ms")] for row in rows[:2]] == [200.0, None]
+
+
+@pytest.mark.parametrize(
+    ("settings", "differing"),
+    [
+        ({"train": {"lr": 0.2}, "seed": 1}, "train.lr"),
+        ({"train": {"lr": 0.1}, "strategy": {"jitter": {"hue": 0.5}}, "seed": 1}, "strategy.jitter.hue"),
+        ({"train": {"lr": 0.1, "log_every": 5, "steps": None}, "seed": 1}, None),
+    ],
+)
+def test_seeds_of_different_settings_have_no_mean(make_record, settings, differing):
+    records = [make_record("original"), make_record("original", 1, config=settings)]
+    if differing is None:
+        assert len(build_table(TABLE1, records).rows[0].records) == 2
+        return
+    with pytest.raises(ValueError, match=f"table1_original, seed 1: .* seed 0 in {differing};"):
+        build_table(TABLE1, records)
 
 
 def test_flagged_records_are_marked_in_their_row(tmp_path, make_record):

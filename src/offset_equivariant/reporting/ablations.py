@@ -123,8 +123,8 @@ def render_ablations(
         "# Ablations",
         "What the paper leaves open, on the CIFAR-10 test images: ResNet-20, `train=brief` (4 epochs on all training "
         "images, seed 0) but where it says otherwise. Nothing was chosen by these numbers. Error in %, [ ]: 95 % "
-        "interval over the test images; difference: to the first variant, or from rounding, on the same images under the "
-        "same light.",
+        "interval over the test images; difference: to the first variant, or from rounding, on the same images under "
+        "the same light.",
     ]
     for ablation in ABLATIONS:
         if all(name in found for name in ablation.variants.values()):

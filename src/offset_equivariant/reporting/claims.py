@@ -52,9 +52,9 @@ def _grows(row: str, factor: float, *, at_least: bool) -> Examination:
 
 
 def _no_worse(s: float, sign: int) -> Examination:
-    """Whether the equivariant network is no worse than the original: its paired interval reaches zero or better.
+    """Whether the equivariant network is no worse than the original, by the interval of their paired difference.
 
-    ``sign`` is 1 where small values are good, -1 where large ones are.
+    ``sign`` is 1 where small values are good, -1 where large ones are. Undecided where the interval holds zero.
     """
 
     def examine(cells: Cells) -> Finding:
@@ -62,8 +62,9 @@ def _no_worse(s: float, sign: int) -> Examination:
         if paired is None:
             difference = _value(cells, "equivariant", s) - _value(cells, "original", s)
             return Finding(sign * difference <= 0, f"difference {difference:+.2f}")
-        best = min(sign * paired[1], sign * paired[2])
-        return Finding(best <= 0, "difference {:+.2f} [{:+.2f}, {:+.2f}]".format(*paired))
+        best, worst = sorted((sign * paired[1], sign * paired[2]))
+        holds = True if worst <= 0 else False if best > 0 else None
+        return Finding(holds, "difference {:+.2f} [{:+.2f}, {:+.2f}]".format(*paired))
 
     return examine
 

@@ -60,6 +60,11 @@ class TableRow:
     invariance: float | None
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """What a reader of the line's numbers must be warned of, see :attr:`Record.flags`."""
+        return tuple(dict.fromkeys(flag for record in self.records for flag in record.flags))
+
+    @property
     def footnote(self) -> str:
         """The description's, which holds for the released balancing network; with another one, that one's name."""
         for record in self.records:
@@ -78,6 +83,16 @@ class Table:
     rows: tuple[TableRow, ...]
     costs: Costs | None = None
 
+    def preset_suffix(self, line: TableRow) -> str:
+        """Return what tells a measured line from an earlier one of its row and data set: the preset, or nothing."""
+        dataset, preset = line.records[0].dataset, line.records[0].preset
+        usual = next(
+            other.records[0].preset
+            for other in self.rows
+            if other.description == line.description and other.records and other.records[0].dataset == dataset
+        )
+        return "" if preset == usual else f", `train={preset}`"
+
 
 def group_records(
     description: TableDescription, records: Iterable[Record]
@@ -87,7 +102,7 @@ def group_records(
     A row without records gives one empty group.
 
     Raises:
-        ValueError: If a record's row is none of the table's.
+        ValueError: If a record's row is none of the table's, or if seeds of one line were trained with other settings.
     """
     mine = [record for record in records if record.table == description.number]
     names = [row.name for row in description.rows]
@@ -102,8 +117,38 @@ def group_records(
         lines: dict[tuple[bool, str, str, str], list[Record]] = {}
         for r in sorted((r for r in mine if r.row == row.name), key=lambda r: r.seed):
             lines.setdefault((r.dataset != description.dataset, r.dataset, r.experiment, r.preset), []).append(r)
+        for line in lines.values():
+            _require_same_settings(line)
         groups += [(row, tuple(lines[key])) for key in sorted(lines)] or [(row, ())]
     return groups
+
+
+#: Settings that do not change what is trained or measured.
+_INDIFFERENT = ("seed", "checkpoint_seconds", "log_every")
+
+
+def _require_same_settings(line: Sequence[Record]) -> None:
+    """Refuse to put seeds side by side, or to take their mean, that differ in more than the seed."""
+    first = _settings(line[0].config)
+    for record in line[1:]:
+        other = _settings(record.config)
+        differing = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        if differing:
+            raise ValueError(
+                f"record {record.experiment}, seed {record.seed}: its settings are not those of seed {line[0].seed} in "
+                f"{', '.join(differing)}; train and evaluate both with the same ones, or remove one of the records"
+            )
+
+
+def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What decides a result, flattened; a setting that is null is as good as none."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _settings(value, f"{prefix}{key}.")
+        elif value is not None and key not in _INDIFFERENT:
+            flat[prefix + key] = value
+    return flat
 
 
 def build_table(

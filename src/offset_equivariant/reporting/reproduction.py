@@ -2,6 +2,7 @@
 
 A number is reproduced where the paper's lies in our 95 % interval. A table is ``reproduced`` where all of its numbers
 are, ``partly`` where some are, or some of its claims hold, on the paper's data; on other data it is ``not yet``.
+Unfinished trainings, and those of uncommitted code, are shown and marked, but count for nothing.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ def write_reproduction(root: Path) -> Path:
 def verdict(table: Table) -> str:
     """Return ``reproduced``, ``partly`` or ``not yet``; see the module's description."""
     own = [row for row in table.rows if row.records and row.records[0].dataset == table.description.dataset]
+    finished = [row for row in own if not row.marks]
     expected = {(row.description.paper_row, cell.saturation) for row in table.rows for cell in row.cells if cell.paper}
-    found = {(row.description.paper_row, cell.saturation) for row in own for cell in row.cells if paper_inside(cell)}
+    found = {
+        (row.description.paper_row, cell.saturation) for row in finished for cell in row.cells if paper_inside(cell)
+    }
     if found == expected:
         return "reproduced"
-    return "partly" if found or any(finding.holds for _, finding in _findings(table, own)) else "not yet"
+    held = (finding.holds for rows in _by_preset(finished).values() for _, finding in _findings(table, rows))
+    return "partly" if found or any(held) else "not yet"
 
 
 def paper_inside(cell: Cell) -> bool | None:
@@ -63,32 +68,52 @@ def _section(table: Table) -> str:
     numbers = [["Strategy", "S", "Paper", "Ours, 95 % interval", "Difference", "Paper's inside"]]
     for row in table.rows:
         if row.records and row.records[0].dataset == description.dataset:
-            numbers += [_number(row, cell, description.decimals) for cell in row.cells if cell.paper is not None]
+            title = _strategy(table, row)
+            numbers += [_number(title, cell, description.decimals) for cell in row.cells if cell.paper is not None]
     if len(numbers) > 1:
         blocks.append(markdown_rows(numbers))
-    for dataset in dict.fromkeys(row.records[0].dataset for row in table.rows if row.records):
-        rows = [row for row in table.rows if row.records and row.records[0].dataset == dataset]
+    for (dataset, preset), rows in _by_preset(table.rows).items():
         findings = _findings(table, rows)
         if findings:
-            lines = [["The paper's table shows", f"Here, on {dataset}", "Holds"]]
+            lines = [["The paper's table shows", f"Here, on {dataset}, `train={preset}`", "Holds"]]
             lines += [[claim.statement, finding.measured, _SAID[finding.holds]] for claim, finding in findings]
             blocks.append(markdown_rows(lines))
     if not any(row.records for row in table.rows):
         blocks.append(f"Nothing has been measured; `make reproduce-table{description.number}` does.")
         return "\n\n".join(blocks)
     runs = [["Strategy", "Images", "Preset", "Steps", "Seeds", "Training, hours in all", "On", "Trained at"]]
-    runs += [_run(row.description.title, row.records) for row in table.rows if row.records]
+    runs += [_run(_strategy(table, row), row.records) for row in table.rows if row.records]
     blocks += ["What was run:", markdown_rows(runs)]
     return "\n\n".join(blocks)
+
+
+def _by_preset(rows: Sequence[TableRow]) -> dict[tuple[str, str], list[TableRow]]:
+    """The lines that can be held against one another: of one data set, trained alike, or not trained at all."""
+    measured = [row for row in rows if row.records]
+    keys = dict.fromkeys((r.records[0].dataset, r.records[0].preset) for r in measured if r.records[0].total_steps)
+    return {
+        key: [
+            row
+            for row in measured
+            if row.records[0].dataset == key[0] and (row.records[0].preset == key[1] or not row.records[0].total_steps)
+        ]
+        for key in keys
+    }
+
+
+def _strategy(table: Table, row: TableRow) -> str:
+    """A measured line's title, with its preset where that is not the usual one, and what a reader must be warned of."""
+    title = row.description.title + table.preset_suffix(row)
+    return f"{title} **[{', '.join(row.marks)}]**" if row.marks else title
 
 
 def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Finding]]:
     """The paper's claims that can be examined on these rows: those whose strategies were all measured."""
     cells: dict[str, dict[float, Cell]] = {}
     for row in rows:
-        # The paper's own rows; the first line of each, which is of the usual preset.
+        # The paper's own rows, the first line of each.
         measured = all(cell.ours is not None for cell in row.cells)
-        if row.description.paper_row and measured:
+        if row.description.paper_row and measured and not row.marks:
             cells.setdefault(row.description.paper_row, {cell.saturation: cell for cell in row.cells})
     wanted = {row.paper_row for row in table.description.rows if row.paper_row}
     if not wanted <= cells.keys():
@@ -96,7 +121,7 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
     return [(claim, claim.examine(cells)) for claim in CLAIMS[table.description.number]]
 
 
-def _number(row: TableRow, cell: Cell, decimals: int) -> list[str]:
+def _number(title: str, cell: Cell, decimals: int) -> list[str]:
     assert cell.paper is not None
     inside = paper_inside(cell)
     ours = "–" if cell.ours is None else f"{cell.ours:.{decimals}f}"
@@ -104,7 +129,7 @@ def _number(row: TableRow, cell: Cell, decimals: int) -> list[str]:
         ours += " [{:.{d}f}, {:.{d}f}]".format(*cell.interval, d=decimals)
     difference = "–" if cell.difference is None else f"{cell.difference:+.{cell.paper.decimals}f}"
     said = "–" if inside is None else "yes" if inside else "no"
-    return [row.description.title, saturation_key(cell.saturation), cell.paper.printed, ours, difference, said]
+    return [title, saturation_key(cell.saturation), cell.paper.printed, ours, difference, said]
 
 
 def _run(title: str, records: Sequence[Record]) -> list[str]:
@@ -117,7 +142,7 @@ def _run(title: str, records: Sequence[Record]) -> list[str]:
         title,
         f"{first.dataset}, {first.n:,}",
         first.preset if learned else "–",
-        f"{first.steps:,} of {first.total_steps:,}" if learned else "–",
+        ", ".join(dict.fromkeys(f"{r.steps:,} of {r.total_steps:,}" for r in records)) if learned else "–",
         " ".join(str(record.seed) for record in records),
         f"{hours:.1f}" if learned else "–",
         ", ".join(devices),

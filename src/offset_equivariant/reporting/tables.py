@@ -57,7 +57,7 @@ def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | Non
         first = row.records[0] if row.records else None
         values: list[str | int | float | None] = [row.description.title, row.description.name]
         values += [first.experiment, first.dataset, first.preset] if first else [None, None, None]
-        values += [_seeds(row), _commits(row), _marks(row), first.n if first else None]
+        values += [_seeds(row), _commits(row), ", ".join(row.marks) or None, first.n if first else None]
         values += [
             next((c.paper.parameters for c in row.cells if c.paper), None),
             first.parameters if first else None,
@@ -69,7 +69,8 @@ def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | Non
             if table.description.second_baseline is not None:
                 values += cell.second_paired or (None, None, None)
         if table.costs is not None:
-            values += table.costs.values(row.description.name, table.description.baseline)
+            costs = table.costs.values(row.description.name, table.description.baseline)
+            values += costs if _is_first(table, row) else (None,) * len(costs)
         rows.append([round(value, 6) if isinstance(value, float) else value for value in values])
     return columns, rows
 
@@ -210,7 +211,9 @@ def _costs(table: Table, notes: list[str]) -> list[str]:
     """What the strategies cost; nothing where that was not measured."""
     if table.costs is None:
         return []
-    titles = {row.description.name: _strategy(table, row, notes) for row in table.rows}
+    titles: dict[str, str] = {}
+    for row in table.rows:  # timed with the usual preset, whose line is a row's first
+        titles.setdefault(row.description.name, _title(table, row, notes))
     caption, lines = tabulate_costs(table.costs, titles, table.description.baseline)
     return [caption, markdown_rows(lines)]
 
@@ -241,20 +244,27 @@ def _commits(row: TableRow) -> str | None:
     return " ".join(commits) or None
 
 
-def _marks(row: TableRow) -> str | None:
-    return ", ".join(dict.fromkeys(flag for record in row.records for flag in record.flags)) or None
-
-
 def _strategy(table: Table, row: TableRow, notes: list[str]) -> str:
+    title = _title(table, row, notes)
+    return f"{title} **[{', '.join(row.marks)}]**" if row.marks else title
+
+
+def _is_first(table: Table, row: TableRow) -> bool:
+    """Whether a line is the first of its row: where there are several presets, that of the usual one."""
+    return next(other for other in table.rows if other.description == row.description) is row
+
+
+def _title(table: Table, row: TableRow, notes: list[str]) -> str:
     title = row.description.title
     elsewhere = any(other.records and other.description == row.description for other in table.rows)
     dataset = row.records[0].dataset if row.records else table.description.dataset
     if dataset != table.description.dataset or (not row.records and elsewhere):
         title += f", on {dataset}"
+    if row.records:
+        title += table.preset_suffix(row)
     if row.footnote:
         title += f" {_superscript(notes.index(row.footnote))}"
-    marks = _marks(row)
-    return f"{title} **[{marks}]**" if marks else title
+    return title
 
 
 def _ours(cell: Cell, digits: int) -> str:
