@@ -10,7 +10,7 @@ Trainings and inference run as in `train=fast`, without a compiler, on images of
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ from offset_equivariant.reporting.records import find_records
 
 #: Images of noise: enough for a few batches.
 IMAGES = 512
+#: Largest time over median one that a quiet machine shows.
+UNEVEN = 1.3
 #: The experiment that trains what balances the images of a strategy.
 BALANCING = "quasi_unsupervised"
 #: Where the search for a strategy's own settings was recorded, below `results`.
@@ -53,6 +55,7 @@ def main() -> None:
     network = config_of(BALANCING)
     timed[BALANCING] = training_steps(network, build_network(network).to(device), images)
     times = interleaved(timed, device, rounds)
+    warn_of_disturbance(times)
     learned = steps_of(network) * times[BALANCING]["median"] / 1000
     rows = {name: cost_of(name, subject, times, learned) for name, subject in subjects.items()}
     commit, dirty = provenance.commit()
@@ -61,6 +64,13 @@ def main() -> None:
     results = provenance.repository_root() / "results"
     path = costs_path(results, 1) if arguments.subject == "table1" else costs_path(results / FOLDER)
     print(f"wrote {write_costs(costs, path)}; now make tables")
+
+
+def warn_of_disturbance(times: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say so if what was timed took much longer at times: something else ran, and the numbers are not worth keeping."""
+    uneven = [name for name, time in times.items() if time["max"] > UNEVEN * time["median"]]
+    if uneven:
+        print(f"WARNING: a round took {UNEVEN} times the median, or more, of {', '.join(uneven)}; measure again, alone")
 
 
 def config_of(experiment: str) -> ExperimentConfig:
@@ -92,10 +102,18 @@ def cost_of(name: str, subject: Subject, times: dict[str, dict[str, Any]], learn
 
 
 def search_steps(name: str) -> int:
-    """Return the steps of all trainings that chose a strategy's own settings."""
+    """Return the steps of all trainings that chose a strategy's own settings; 0 if it has none.
+
+    Raises:
+        FileNotFoundError: if the search of a strategy that has settings was not recorded.
+    """
     if name not in SEARCHES:
         return 0
-    return sum(record.steps for record in find_records(provenance.repository_root() / "results" / SEARCHES[name]))
+    folder = provenance.repository_root() / "results" / SEARCHES[name]
+    records = find_records(folder)
+    if not records:
+        raise FileNotFoundError(f"{folder}: holds no records of the search that chose the settings of {name}")
+    return sum(record.steps for record in records)
 
 
 if __name__ == "__main__":

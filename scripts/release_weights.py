@@ -1,6 +1,6 @@
 """Copy finished runs' weights into results/checkpoints, and enter them into its list of digests.
 
-    python scripts/release_weights.py runs/table1_original/seed=0 ...
+    python scripts/release_weights.py [--replace] runs/table1_original/seed=0 ...
 
 Evaluate them afterwards: ``make reproduce-table1 RESULTS=results`` writes the records that belong to the files.
 """
@@ -19,10 +19,11 @@ from offset_equivariant.storage import replace_file
 from offset_equivariant.training.weights import add_digest
 
 
-def release(run: Path, results: Path) -> Path:
-    """Copy one run's weights.
+def release(run: Path, results: Path, *, replace: bool = False) -> Path:
+    """Copy one run's weights, over other ones that were released only with ``replace``.
 
     Raises:
+        FileExistsError: if there are other weights of that name and ``replace`` is false.
         FileNotFoundError: if the run has no weights yet.
         ValueError: if its training is not over, or ran on uncommitted changes.
     """
@@ -34,7 +35,13 @@ def release(run: Path, results: Path) -> Path:
     if facts["steps"] < facts["total_steps"] or facts["dirty"]:
         raise ValueError(f"{source}: step {facts['steps']} of {facts['total_steps']}, dirty: {facts['dirty']}")
     target = released_weights_path(results, facts["experiment"], facts["seed"])
-    replace_file(target, source.read_bytes())
+    contents = source.read_bytes()
+    if target.exists() and target.read_bytes() != contents and not replace:
+        raise FileExistsError(
+            f"{target} is another network, which records belong to: use the new one from where it is "
+            f"(weights={source}), or give --replace and evaluate again what uses it"
+        )
+    replace_file(target, contents)
     add_digest(target)
     return target
 
@@ -43,8 +50,10 @@ def main() -> None:
     """Release the runs named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    for run in parser.parse_args().runs:
-        print(release(run, repository_root() / "results"))
+    parser.add_argument("--replace", action="store_true", help="put them over weights that were released before")
+    arguments = parser.parse_args()
+    for run in arguments.runs:
+        print(release(run, repository_root() / "results", replace=arguments.replace))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def test_commands_experiments_and_links_exist():
     commands = re.findall(r"^(?:python|torchrun .*) -m offset_equivariant ((?:.*\\\n)*.*)$", README, re.M)
     assert len(commands) >= 5
     for command in commands:
-        words = command.replace("\\\n", " ").split("#")[0].split()
+        words = shlex.split(command.replace("\\\n", " "), comments=True)
         # A multirun's words, each with its first value.
         checked_run(compose_words([word.split(",")[0] for word in words if word != "-m"]))
     links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)

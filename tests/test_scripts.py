@@ -106,6 +106,19 @@ def test_unfinished_or_dirty_weights_are_not_released(load_script, trained, tmp_
         release.release(tmp_path, tmp_path / "results")
 
 
+def test_released_weights_are_not_replaced_unasked(load_script, trained, released):
+    release = load_script("release_weights").release
+    run_folder, other = (trained / "runs" / f"table1_{row}_smoke" / "seed=0" for row in ("original", "equivariant"))
+    target = released / "checkpoints" / "table1_original_smoke-seed0.safetensors"
+    assert release(run_folder, released) == target  # the same once more
+    ours = target.read_bytes()
+    target.write_bytes((other / "weights.safetensors").read_bytes())
+    with pytest.raises(FileExistsError, match=r"is another network.*--replace"):
+        release(run_folder, released)
+    release(run_folder, released, replace=True)
+    assert target.read_bytes() == ours
+
+
 def test_a_preset_that_a_table_does_not_have_is_refused(load_script, capsys):
     with pytest.raises(SystemExit):
         load_script("reproduce").main(["table3", "--preset", "paper"])
