@@ -23,7 +23,8 @@ def test_equals_the_scalar_formula(function, scalar, dtype, tolerance):
     expected = torch.tensor([scalar(value) for value in values.tolist()], dtype=torch.float64)
     result = function(values)
     assert result.dtype == dtype
-    torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance)
+    # Relative above 1, where the last place counts for more; absolute where the curve's subtraction cancels.
+    torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_known_values():
