@@ -97,6 +97,19 @@ def test_balancing_leaves_only_the_geometric_mean_of_the_illuminant():
     torch.testing.assert_close(balanced, images * brightness[:, None, None, None], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("method", BALANCING_METHODS)
+def test_the_gain_makes_coloured_light_darkness_and_nothing_else(method):
+    """Why the error of balanced images rises with S; the estimates need not be right for it."""
+    images = 0.05 * torch.rand(6, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images = images * torch.tensor([0.9, 0.5, 0.3], dtype=torch.float64)[:, None, None]  # not grey; too dark to clip
+    illuminants = random_illuminants(0, range(6), 0.7)
+    estimate = BALANCING_METHODS[method]
+    lit = apply_illuminant(images, illuminants)
+    brightness = illuminants.prod(dim=1) ** (1 / 3)
+    expected = balance(images, estimate(images)) * brightness[:, None, None, None]
+    torch.testing.assert_close(balance(lit, estimate(lit)), expected, rtol=1e-9, atol=0)
+
+
 def test_balanced_values_are_clipped():
     images = torch.full((1, 3, 1, 1), 0.9)
     # The geometric mean is 1: gains of 4, 1 and 1/4.
