@@ -57,7 +57,9 @@ ABLATIONS = (
             "original, log RGB": "ablation_log_rgb_brief",
             "original, sRGB": "ablation_original_brief",
         },
-        "",
+        "The equivariance alone makes the network robust: the same log RGB without it costs nothing where the light is "
+        "white and leaves the error growing with the saturation, faster than from sRGB, while the constraint is what "
+        "the equivariant network pays for where the light is white.",
     ),
     Ablation(
         "How should dark values be clipped before the logarithm?",
