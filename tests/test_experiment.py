@@ -122,6 +122,9 @@ def test_record_ties_the_numbers_to_what_they_come_from(done):
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
     )
     assert record.environment["device"] == "cpu"
+    assert record.training_devices == [provenance.device_description(torch.device("cpu"))]
+    *_, last = (json.loads(line) for line in (weights.parent / "log.jsonl").read_text().splitlines())
+    assert record.training_means == {name: float(f"{last[name]:.4g}") for name in ("loss", "error_percent")}
     assert record.train_seconds > 0 and record.evaluate_seconds >= 0
 
 

@@ -137,7 +137,13 @@ def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) 
         plan.task,
         run.directory,
         FitSettings(steps, plan.schedule, recipe.log_every, recipe.checkpoint_seconds, run.config.runtime.progress),
-        notes={"commits": [run.commit], "dirty": run.dirty, "data_sha256": images.sha256, "total_steps": steps}
+        notes={
+            "commits": [run.commit],
+            "dirty": run.dirty,
+            "devices": [provenance.device_description(device)],
+            "data_sha256": images.sha256,
+            "total_steps": steps,
+        }
         | _balancing_sha256(run.config),
         on_log=partial(_show_progress, run.directory, plan.watch, tracker),
     )
@@ -238,6 +244,9 @@ def make_record(
         | _balancing_sha256(config),
         environment=provenance.environment(device, getattr(images, "note", "")),
         train_seconds=facts["train_seconds"],
+        # Weights that were trained before these facts were kept have none.
+        training_devices=list(facts.get("devices", [])),
+        training_means=dict(facts.get("last_means", {})),
         evaluate_seconds=round(seconds, 1),
     )
 

@@ -56,6 +56,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine() or "cpu"
+
+
+def device_description(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor with the number of threads that compute."""
+    threads = torch.get_num_threads()
+    computing = f", {threads} thread{'' if threads == 1 else 's'}" if device.type == "cpu" else ""
+    return device_name(device) + computing
+
+
 def environment(device: torch.device, images: str = "") -> dict[str, Any]:
     """Return versions of Python and the libraries, the platform, and the device.
 
@@ -68,7 +87,7 @@ def environment(device: torch.device, images: str = "") -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         **{name: metadata.version(name) for name in _LIBRARIES},
         **({"images": images} if images else {}),

@@ -15,7 +15,7 @@ from offset_equivariant import provenance
 from offset_equivariant.config import TRAINING_SECTIONS, ExperimentConfig, experiment_config
 from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
-from offset_equivariant.training.loop import FitState
+from offset_equivariant.training.loop import FitState, last_means
 from offset_equivariant.training.ranks import is_first
 from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights
 
@@ -113,6 +113,8 @@ class Run:
             "train_seconds": round(state.seconds, 1),
             "commits": state.notes["commits"],
             "dirty": state.notes["dirty"],
+            "devices": state.notes.get("devices", []),
+            "last_means": last_means(self.directory, state.step),
             "train_data_sha256": state.notes["data_sha256"],
             "config": self.training_settings,
         }

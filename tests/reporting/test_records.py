@@ -99,6 +99,9 @@ def test_missing_unknown_and_unreadable_are_named(tmp_path, make_record):
     path.write_text(json.dumps({k: v for k, v in values.items() if k not in ("n", "commit")}))
     with pytest.raises(RecordError, match=r"seed0\.json: missing field\(s\) commit, n"):
         read_record(path)
+    old = {name: value for name, value in values.items() if not name.startswith("training_m")}
+    path.write_text(json.dumps(old))  # of before this was recorded
+    assert read_record(path) == make_record(training_means={})
     path.write_text(json.dumps({**values, "surprise": 1}))
     with pytest.raises(RecordError, match=r"seed0\.json: unknown field\(s\) surprise"):
         read_record(path)

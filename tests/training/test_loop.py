@@ -18,6 +18,7 @@ from offset_equivariant.training.loop import (
     Journal,
     NonFiniteLossError,
     fit,
+    last_means,
     merge_notes,
 )
 from offset_equivariant.training.stopping import TrainingInterruptedError
@@ -67,6 +68,19 @@ def lines(directory):
 
 def checkpoint_steps(directory):
     return [int(path.stem.removeprefix("step-")) for path in Checkpoints(directory / "checkpoints").paths()]
+
+
+def test_last_means_weigh_the_logs_late_lines_by_their_steps(tmp_path):
+    assert last_means(tmp_path, 100) == {}
+    log = [
+        {"step": 90, "loss": 7.0, "images_per_second": 1.0, "learning_rate_factor": 0.2},
+        {"step": 96, "loss": 1.0, "images_per_second": 2.0, "learning_rate_factor": 0.1},
+        {"step": 100, "loss": 2.0, "images_per_second": 3.0, "learning_rate_factor": 0.0},
+        {"step": 110, "loss": 9.0, "images_per_second": 3.0, "learning_rate_factor": 0.0},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    assert last_means(tmp_path, 100) == {"loss": (6 * 1.0 + 4 * 2.0) / 10}
+    assert last_means(tmp_path, 100, share=0.5) == {"loss": float(f"{(90 * 7.0 + 6 * 1.0 + 4 * 2.0) / 100:.4g}")}
 
 
 def fitted(directory, *args, **kwargs):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from offset_equivariant.provenance import device_name
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +32,8 @@ UNMEASURED = Setting(channels_last=True, compile=False)
 
 def device_slug(device: torch.device) -> str:
     """Return a name for this device that can be a file's."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()} {torch.get_num_threads()}t"
+    name = device_name(device) + ("" if device.type == "cuda" else f" {torch.get_num_threads()}t")
     return re.sub(r"[^a-z0-9]+", "-", f"{device.type} {name}".lower()).strip("-")
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def benchmark_path(results: Path, device: torch.device) -> Path:

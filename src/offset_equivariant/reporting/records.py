@@ -7,7 +7,7 @@ weights and data, environment); ``seed<k>.npz`` holds what happened to each test
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
@@ -57,6 +57,8 @@ class Record:
         environment: Versions of the libraries, device.
         train_seconds: Seconds spent on training.
         evaluate_seconds: Seconds spent on evaluation.
+        training_devices: Names of the GPUs or processors that trained; empty in records of before they were kept.
+        training_means: Scalar of the training -> its mean over the last twentieth of the steps; empty as those.
     """
 
     experiment: str
@@ -82,6 +84,8 @@ class Record:
     environment: dict[str, Any]
     train_seconds: float
     evaluate_seconds: float
+    training_devices: list[str] = field(default_factory=list)
+    training_means: dict[str, float] = field(default_factory=dict)
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -327,12 +331,13 @@ def _sorted_deep(value: Any) -> Any:
 
 def _validate(values: dict[str, Any], path: Path) -> None:
     annotations = {field.name: field.type for field in fields(Record)}
-    if missing := sorted(annotations.keys() - values.keys()):
+    needed = {field.name for field in fields(Record) if field.default_factory is MISSING}
+    if missing := sorted(needed - values.keys()):
         raise RecordError(f"{path}: missing field(s) {', '.join(missing)}; evaluate the experiment again")
     if unknown := sorted(values.keys() - annotations.keys()):
         raise RecordError(f"{path}: unknown field(s) {', '.join(unknown)}; remove them")
     for name, annotation in annotations.items():
-        if not _matches(values[name], annotation):
+        if name in values and not _matches(values[name], annotation):
             raise RecordError(f"{path}: field {name!r} must be {annotation}, got {values[name]!r}")
     for metric, saturation in _keys(values["metrics"]):
         try:

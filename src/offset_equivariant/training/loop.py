@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from offset_equivariant.training.schedules import Schedule
 from offset_equivariant.training.stopping import StopRequest
 
 _JOURNAL = "log.jsonl"
+#: Scalars of the log that are no means of the steps.
+_NO_MEANS = ("step", "images_per_second", "learning_rate_factor")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -231,6 +234,19 @@ def journal_lines(directory: Path, step: int) -> list[dict[str, Any]]:
     """Return what the log of a run's directory says up to a step."""
     lines = [json.loads(line) for line in _whole_lines(directory / _JOURNAL)]
     return [line for line in lines if line["step"] <= step]
+
+
+def last_means(directory: Path, step: int, share: float = 0.05) -> dict[str, float]:
+    """Return the means of the logged scalars over the last ``share`` of the steps up to ``step``; empty without a log.
+
+    Of a cross-validation they are of its last network. To four digits, so that a training that was interrupted there,
+    whose log has one line more, has the same.
+    """
+    lines = [{"step": 0}, *journal_lines(directory, step)]
+    late = [(line, line["step"] - old["step"]) for old, line in pairwise(lines) if line["step"] > (1 - share) * step]
+    total = sum(steps for _, steps in late)
+    names = [name for name in lines[-1] if name not in _NO_MEANS]
+    return {name: float(f"{sum(line[name] * steps for line, steps in late) / total:.4g}") for name in names}
 
 
 def _whole_lines(path: Path) -> list[str]:
