@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
 from offset_equivariant.composition import composed_words, plain_settings
-from offset_equivariant.inventory import DATASETS, SEEDS, experiments_on
+from offset_equivariant.inventory import DATASETS, SEEDS, experiments_on, seeds_of
 from offset_equivariant.panels import PANELS, draw_panel
 from offset_equivariant.reporting.descriptions import find_table
 from offset_equivariant.reporting.figures import render_figures
@@ -53,8 +53,7 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
     for name, seed in runs_of(arguments):
         composed = compose_experiment(name, arguments, seed)
         if composed.weights is not None and not Path(composed.weights).exists():
-            if seed == SEEDS[arguments.table][0] or arguments.seed is not None:
-                absent.append(absent_row(name, seed, composed, arguments))
+            absent.append(absent_row(name, seed, composed, arguments))
             continue
         try:
             record = run_configuration(composed)
@@ -101,11 +100,13 @@ def absent_row(name: str, seed: int, composed: DictConfig, arguments: argparse.N
 
 def runs_of(arguments: argparse.Namespace) -> list[tuple[str, int]]:
     """Return experiments and seeds: of released networks all there can be, else the one asked for, or 0."""
-    seeds: Sequence[int] = [arguments.seed or 0]
-    if arguments.seed is None and arguments.source == "released":
-        seeds = SEEDS[arguments.table]
-    runs = [(name, seed) for name in experiments_on(arguments.table, arguments.dataset) for seed in seeds]
-    return [(name, seed) for name, seed in runs if seed == seeds[0] or not learns_nothing(name, arguments)]
+    names = experiments_on(arguments.table, arguments.dataset)
+    if arguments.seed is not None or arguments.source == "scratch":
+        return [(name, arguments.seed or 0) for name in names]
+    runs = [(name, seed) for name in names for seed in seeds_of(arguments.table, name)]
+    return [
+        (name, seed) for name, seed in runs if seed == SEEDS[arguments.table][0] or not learns_nothing(name, arguments)
+    ]
 
 
 def learns_nothing(name: str, arguments: argparse.Namespace) -> bool:

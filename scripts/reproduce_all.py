@@ -86,9 +86,13 @@ def listing(missing: Sequence[MissingRecord]) -> str:
         return "nothing is missing"
     lines = [f"missing are {len(missing)} records; the commands that make them:"]
     for title, trains in (("Without training:", False), ("By training:", True)):
-        commands = [f"  {record.command}" for record in missing if record.trains == trains]
+        commands = [_line(record) for record in missing if record.trains == trains]
         lines += [title, *commands] if commands else []
     return "\n".join(lines)
+
+
+def _line(record: MissingRecord) -> str:
+    return f"  {record.command}" + (f"  # there is one, but: {record.why}" if record.why else "")
 
 
 if __name__ == "__main__":

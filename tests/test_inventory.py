@@ -1,14 +1,22 @@
 """What is missing for the tables and how it is had, and the script that renders all of them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from offset_equivariant import inventory
+from offset_equivariant import inventory, provenance
 from offset_equivariant.inventory import experiments_on, missing_records
 from offset_equivariant.provenance import repository_root
-from offset_equivariant.reporting.records import find_records, outcomes_path, record_path
+from offset_equivariant.reporting.records import (
+    RecordError,
+    find_records,
+    outcomes_path,
+    read_record,
+    record_path,
+    write_record,
+)
 
 RESULTS = repository_root() / "results"
 
@@ -32,6 +40,7 @@ def few(monkeypatch):
     monkeypatch.setattr(inventory, "experiments_of", lambda prefix: names.get(prefix, []))
     monkeypatch.setattr(inventory, "ABLATIONS", ())
     monkeypatch.setattr(inventory, "OTHERS", ())
+    monkeypatch.setattr(inventory, "LONG", {})
 
 
 @pytest.mark.usefixtures("few")
@@ -48,12 +57,35 @@ def test_missing_records_come_with_the_commands_that_make_them(tmp_path, monkeyp
     )
     assert "weights=" not in missing[2].command
     path = record_path(tmp_path, "table1_original", 0)
-    path.parent.mkdir(parents=True)
-    path.write_text("{}")
+    write_record(read_record(record_path(RESULTS, "table1_original", 0)), path)
     assert [record.name for record in missing_records(tmp_path)] == ["table1_equivariant", "table3_grey_world"]
     monkeypatch.setattr(inventory, "experiments_of", lambda prefix: ["table1_original"] if prefix == "table1" else [])
     (smoke,) = missing_records(tmp_path, ["train=smoke"])
     assert (smoke.name, smoke.trains) == ("table1_original_smoke", True)
+
+
+@pytest.mark.usefixtures("few")
+def test_unfinished_and_partial_records_are_missing_too(tmp_path):
+    path = record_path(tmp_path, "table1_original", 0)
+    whole = read_record(record_path(RESULTS, "table1_original", 0))
+    write_record(replace(whole, complete=False, steps=7, total_steps=9), path)
+    assert missing_records(tmp_path)[0].why == "incomplete (7/9 steps)"
+    some = {name: {s: v for s, v in by_s.items() if s not in ("0.3", "1.0")} for name, by_s in whole.metrics.items()}
+    write_record(replace(whole, dirty=True, metrics=some), path)
+    assert missing_records(tmp_path)[0].why == "dirty evaluation, no S = 0.3 1.0"
+    path.write_text("{}")
+    with pytest.raises(RecordError, match="missing field"):
+        missing_records(tmp_path)
+
+
+def test_what_others_need_comes_first_and_every_seed_and_preset_is_there(tmp_path):
+    missing = missing_records(tmp_path)
+    assert missing[0].name == "quasi_unsupervised"
+    seeds = {name: {m.seed for m in missing if m.name == name} for name in {m.name for m in missing}}
+    assert seeds["table3_original"] == {0, 1, 2}
+    assert seeds["table3_original_unseen_camera"] == seeds["table1_equivariant_paper"] == {0}
+    (long,) = (record for record in missing if record.name == "table1_original_paper")
+    assert "train=paper" in long.words and long.trains
 
 
 def test_what_is_rounded_is_evaluated_again(tmp_path, monkeypatch):
@@ -106,6 +138,8 @@ def test_all_is_rendered_and_tracked_in_one_run_and_the_rest_is_listed(
 @pytest.mark.usefixtures("few")
 def test_what_is_missing_is_made_when_asked_for(load_script, root, tiny_words, capsys, monkeypatch):
     monkeypatch.setattr(inventory, "experiments_of", lambda prefix: ["table1_original"] if prefix == "table1" else [])
+    # What uncommitted code measures would go on missing.
+    monkeypatch.setattr(provenance, "commit", lambda: ("0" * 40, False))
     words = [*tiny_words, f"paths.runs={root}/runs", "distortion.saturations=[0.0,0.5,0.9]"]
     assert load_script("reproduce_all").main(["--run", "missing", "--logger", "none"], root, words) == 0
     assert "nothing is missing" in capsys.readouterr().out

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from offset_equivariant import provenance
 from offset_equivariant.composition import CONFIGURATION, composed_words, plain_settings
-from offset_equivariant.config import experiment_config
+from offset_equivariant.config import ExperimentConfig, experiment_config
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
-from offset_equivariant.reporting.records import record_path
+from offset_equivariant.reporting.records import Record, read_record, record_path, saturation_key
 from offset_equivariant.runs import released_weights_path
 
-#: Seeds of the networks that are released.
+#: Seeds of a table's rows, but for those of one training a camera.
 SEEDS = {"table1": (0,), "table2": (0,), "table3": (0, 1, 2), "table4": (0,)}
+_OF_ONE_SEED = "_unseen_camera"
 #: Data sets that a table can be had on: the usual one first, the paper's last.
 DATASETS = {
     "table1": ("cifar10",),
@@ -22,26 +23,30 @@ DATASETS = {
     "table3": ("nus",),
     "table4": ("facades", "paris_street_view"),
 }
-#: Trainings whose networks the rows of several tables use.
+#: Trainings whose networks the rows of several tables use: wanted before them.
 OTHERS = ("quasi_unsupervised",)
+#: Rows that are wanted with another preset too, of the first seed: the paper's length.
+LONG = {"table1_original": "paper", "table1_equivariant": "paper"}
 _REQUANTIZED = "_requantized"
 
 
 @dataclass(frozen=True)
 class MissingRecord:
-    """A record that is not there.
+    """A record that is not there, or not as it should be.
 
     Attributes:
         name: of its experiment, with what is special about it.
         seed: of its experiment.
         words: the command line of the entry point that makes it.
         trains: whether that trains a network, or evaluates one that is there.
+        why: what is wrong with the one that is there; empty without one.
     """
 
     name: str
     seed: int
     words: tuple[str, ...]
     trains: bool
+    why: str = ""
 
     @property
     def command(self) -> str:
@@ -63,18 +68,30 @@ def experiments_on(table: str, dataset: str) -> list[str]:
     return [name for name in names if not name.startswith(others)]
 
 
+def seeds_of(table: str, experiment: str) -> tuple[int, ...]:
+    """Return the seeds that a row of a table is wanted with."""
+    seeds = SEEDS[table]
+    return seeds[:1] if experiment.endswith(_OF_ONE_SEED) else seeds
+
+
 def missing_records(results: Path, settings: Sequence[str] = ()) -> list[MissingRecord]:
     """Return what is missing below ``results``: of every table on every data set, of the ablations, and of the rest.
+
+    A record of an unfinished training or of uncommitted code counts as missing, and so does one that lacks saturations.
+    What others need comes before them.
 
     Args:
         results: the folder of the records.
         settings: further words for the entry point, of every command.
+
+    Raises:
+        RecordError: if a record is damaged.
     """
-    wanted: list[tuple[list[str], Path]] = []
-    for table, seeds in SEEDS.items():
+    wanted: list[tuple[list[str], Path]] = [([f"experiment={name}", "seed=0"], results) for name in OTHERS]
+    for table in SEEDS:
         for name in [name for dataset in DATASETS[table] for name in experiments_on(table, dataset)]:
-            wanted += [([f"experiment={name}", f"seed={seed}"], results) for seed in seeds]
-    wanted += [([f"experiment={name}", "seed=0"], results) for name in OTHERS]
+            wanted += [([f"experiment={name}", f"seed={seed}"], results) for seed in seeds_of(table, name)]
+    wanted += [([f"experiment={name}", f"train={preset}", "seed=0"], results) for name, preset in LONG.items()]
     wanted += [([f"experiment={name}", "seed=0"], results / FOLDER) for name in experiments_of("ablation")]
     wanted += [
         ([f"experiment={name.removesuffix(_REQUANTIZED)}", "seed=0", "distortion.requantize=true"], results / FOLDER)
@@ -89,12 +106,22 @@ def _missing(words: list[str], folder: Path) -> MissingRecord | None:
     config = experiment_config(plain_settings(composed_words(words)))
     learns = config.train.steps != 0
     repeated = not learns and config.seed != 0  # what learns nothing has one seed
-    if repeated or record_path(folder, config.record_name, config.seed).exists():
+    path = record_path(folder, config.record_name, config.seed)
+    why = _faults(read_record(path), config) if path.exists() else ""
+    if repeated or (path.exists() and not why):
         return None
     weights = released_weights_path(provenance.repository_root() / "results", config.experiment, config.seed)
     if learns and weights.exists():
         words = [*words, "mode=evaluate", f"weights={_relative(weights)}"]
-    return MissingRecord(config.record_name, config.seed, tuple(words), learns and not weights.exists())
+    return MissingRecord(config.record_name, config.seed, tuple(words), learns and not weights.exists(), why)
+
+
+def _faults(record: Record, config: ExperimentConfig) -> str:
+    """What keeps a record from being the result of its experiment; empty if nothing does."""
+    faults = list(record.flags)
+    wanted = [saturation_key(s) for s in config.distortion.values()]
+    lacking = [s for s in wanted if any(s not in by_saturation for by_saturation in record.metrics.values())]
+    return ", ".join(faults + ([f"no S = {' '.join(lacking)}"] if lacking else []))
 
 
 def _relative(path: Path) -> Path:
