@@ -61,9 +61,19 @@ def test_figure2_draws_the_records_and_the_paper(records):
 
 def test_figure2_has_an_enlarged_panel_of_the_same_curves(records):
     whole, enlarged = figure2(records).axes
-    assert enlarged.get_ylim() == TABLE1.zoom
+    assert enlarged.get_ylim() == pytest.approx((9.0 - 0.08, 10.0 + 0.08))  # one point and 8 % of it on each side
     for label in ("Original", "Equivariant"):
         np.testing.assert_array_equal(drawn(enlarged, label).get_ydata(), drawn(whole, label).get_ydata())
+
+
+def test_enlarged_range_ends_where_the_curves_but_the_baselines_do(make_record):
+    rows = {"original": (5.0, 90.0, 95.0), "equivariant": (9.0, 10.0, 50.0), "augmentation": (8.0, 13.0, 60.0)}
+    made = [
+        make_record(row, metrics={"error_percent": dict(zip(("0.0", "0.9", "1.0"), errors, strict=True))})
+        for row, errors in rows.items()
+    ]
+    _, enlarged = figure2(made).axes
+    assert enlarged.get_ylim() == pytest.approx((5.0 - 0.64, 13.0 + 0.64))  # 8 % of 8 points
 
 
 def test_figure2_writes_what_lies_beyond_the_axis(records):

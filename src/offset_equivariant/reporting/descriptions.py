@@ -81,7 +81,7 @@ class TableDescription:
         baseline: Row that the paired differences are taken to, but for rows that have one of their own.
         baseline_title: Its name for readers; empty for its own title.
         second_baseline: Another row that paired differences are taken to, None for none.
-        zoom: Range of the metric that a second panel of the figure shows, None for no such panel.
+        enlarged: Whether a second panel of the figure shows where the curves but the baseline's run, enlarged.
         supplements: Further tables.
     """
 
@@ -103,7 +103,7 @@ class TableDescription:
     baseline: str = "original"
     baseline_title: str = ""
     second_baseline: str | None = None
-    zoom: tuple[float, float] | None = None
+    enlarged: bool = False
     supplements: tuple[Supplement, ...] = ()
 
 
@@ -169,7 +169,7 @@ TABLE1 = TableDescription(
     figure_top=35.0,
     axis="Test error (%)",
     second_baseline="equivariant",
-    zoom=(11.5, 15.0),
+    enlarged=True,
     supplements=(_recovery("error_percent", (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)),),
 )
 _SMALL_BALANCER = (

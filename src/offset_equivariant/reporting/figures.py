@@ -148,11 +148,11 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
     """Draw a table's metric over the saturation of the test illuminant.
 
     Bands are ± one standard deviation over seeds; hollow markers are the paper's values. The axis ends where the
-    description says (or where S = 0.9 needs it): what lies beyond is written beside it. A second panel shows the
-    range of its ``zoom``.
+    description says (or where S = 0.9 needs it): what lies beyond is written beside it. A second panel, where the
+    description asks for one, is cut off where the curves but the baseline's end up to S = 0.9.
     """
     curves = table_curves(description, records)
-    panels = 1 if description.zoom is None else 2
+    panels = 2 if description.enlarged else 1
     figure = Figure(figsize=(9.0, 4.6 * panels), layout="constrained")
     axes, *zoomed = figure.subplots(panels, squeeze=False)[:, 0]
     shown = [mean for c in curves for s, mean in zip(c.saturations, c.means, strict=True) if s <= 0.9]
@@ -176,13 +176,24 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
     handles.append(Line2D([], [], color="black", marker="o", label=paper, **_HOLLOW))
     _dress(axes, description.axis, (description.figure_bottom, top))
     for panel in zoomed:
-        _dress(panel, f"{description.axis}, enlarged", description.zoom)
+        _dress(panel, f"{description.axis}, enlarged", _range(curves, description.baseline))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     if beyond:
         note = [Line2D([], [], linestyle="none", label=line) for line in _beyond(beyond, description.unit)]
         legend = {"handlelength": 0, "handletextpad": 0, "labelcolor": "0.3", "labelspacing": 0.25}
         figure.legend(handles=note, loc="outside right lower", frameon=False, fontsize=8.5, **legend)
     return figure
+
+
+def _range(curves: Iterable[Curve], baseline: str) -> tuple[float, float] | None:
+    """From the lowest point of all curves to the highest of those but the baseline's, up to S = 0.9, with a margin."""
+    shown = [(mean, c.row) for c in curves for s, mean in zip(c.saturations, c.means, strict=True) if s <= 0.9]
+    of_others = [mean for mean, row in shown if row != baseline]
+    if not of_others:
+        return None
+    bottom, top = min(shown)[0], max(of_others)
+    margin = 0.08 * (top - bottom) or 0.5
+    return bottom - margin, top + margin
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
@@ -204,7 +215,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 def render_figures(results: Path) -> list[Path]:
     """Draw every figure whose data ``results`` holds into ``results``/figures, and return the paths.
 
-    Figures 2, 5 and 7 come from the records of Tables 1, 3 and 4, with their source data as CSV beside them; Figures 3,
+    Figures 2, 4, 5 and 7 come from the records of Tables 1 to 4, with their source data as CSV beside them; Figures 3,
     6 and 8 from ``figure3.npz`` and so on.
     """
     folder, paths = results / "figures", []
