@@ -95,7 +95,7 @@ ABLATIONS = (
     Ablation(
         "Where do option A's shortcuts put their new channels?",
         {"inside each offset group": _BASE, "behind all others": "ablation_shortcut_end_brief"},
-        "",
+        "These trainings do not tell the two apart, with or without coloured light.",
     ),
     Ablation(
         "Which group pooling φ?",
@@ -125,8 +125,10 @@ def render_ablations(
         "# Ablations",
         "What the paper leaves open, on the CIFAR-10 test images: ResNet-20, `train=brief` (4 epochs on all training "
         "images, seed 0) but where it says otherwise. Nothing was chosen by these numbers. Error in %, [ ]: 95 % "
-        "interval over the test images; difference: to the first variant, or from rounding, on the same images under "
-        "the same light.",
+        "interval over the test images, which says nothing of what another seed would have given; difference: to the "
+        "first variant, or from rounding, on the same images under the same light. Every variant is normalised by the "
+        "statistics of its representation in Table 1, whatever its ε or fraction."
+        + (f" Times: {costs.device}, {costs.threads} threads, commit {costs.commit[:8]}." if costs is not None else ""),
     ]
     for ablation in ABLATIONS:
         if all(name in found for name in ablation.variants.values()):
