@@ -44,7 +44,10 @@ PRESETS = {"table1": "", "table2": "imagenet_", "table3": "nus_", "table4": "inp
 
 
 def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
-    """Run the command line; 0 if every row could be had. ``settings`` are further words for the entry point."""
+    """Run the command line; 0 if every row whose weights are released could be had.
+
+    ``settings`` are further words for the entry point.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments(words)
     arguments.settings = list(settings)

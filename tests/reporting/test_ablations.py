@@ -1,6 +1,7 @@
 """The ablations: values, intervals and differences as they are; nothing of what was not measured."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -37,9 +38,9 @@ def test_variants_stand_beside_the_first(make_record):
     text = render_ablations([r for r, _ in found], outcomes, None)
     header, base, other = (line.strip("| ").split(" | ") for line in lines(text))
     assert header[2:6] == ["S = 0.0", "S = 0.5", "S = 0.9", "S = 1.0"]
-    assert base[2].startswith("25.00 [") and other[2].startswith("37.50 [") and base[6:8] == ["–", "–"]
+    assert base[2].startswith("25.00 [") and other[2].startswith("37.50 [") and base[6:9] == ["–"] * 3
     assert other[6].startswith("+12.50 [") and other[7].startswith("-12.50 [")
-    assert other[8] == "0.25" and PADDING.question in text
+    assert other[8] == "+0.00 [+0.00, +0.00]" and other[9] == "0.25" and PADDING.question in text
 
 
 def test_times_are_shown_where_they_were_measured(make_record):
@@ -47,6 +48,24 @@ def test_times_are_shown_where_they_were_measured(make_record):
     costs = Costs("cpu", 2, "0" * 40, False, rows, {})
     text = render_ablations([r for r, _ in pair(make_record)], {}, costs)
     assert [line.strip("| ").split(" | ")[-2:] for line in lines(text)[1:]] == [["300", "2.50"], ["280", "2.25"]]
+
+
+def test_times_and_rounding_are_only_spoken_of_where_they_are_shown(make_record):
+    costs = Costs("cpu", 2, "0" * 40, True, {}, {})
+    (shortcut,) = (ablation for ablation in ABLATIONS if "shortcuts" in ablation.question)
+    found = [record(make_record, name, (2, 2, 2, 4))[0] for name in shortcut.variants.values()]
+    text = render_ablations(found, {}, costs)
+    assert shortcut.question in text and "Times:" not in text and "rounding" not in text
+    text = render_ablations([r for r, _ in pair(make_record)], {}, costs)
+    assert "Times: cpu, 2 threads, commit 00000000, with uncommitted changes." in text
+
+
+def test_what_was_measured_has_a_conclusion():
+    root = Path(__file__).parents[2] / "results" / FOLDER / "ablations.md"
+    text = root.read_text(encoding="utf-8")
+    for ablation in ABLATIONS:
+        if ablation.question in text:
+            assert ablation.conclusion and ablation.conclusion in text, ablation.question
 
 
 def test_an_ablation_that_lacks_a_variant_is_left_out(make_record):

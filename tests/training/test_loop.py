@@ -83,6 +83,14 @@ def test_last_means_weigh_the_logs_late_lines_by_their_steps(tmp_path):
     assert last_means(tmp_path, 100, share=0.5) == {"loss": float(f"{(90 * 7.0 + 6 * 1.0 + 4 * 2.0) / 100:.4g}")}
 
 
+def test_last_means_of_a_log_that_ends_early_or_changes(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 50, "loss": 1.0}\n')
+    assert last_means(tmp_path, 100) == {}
+    path.write_text('{"step": 99, "loss": 1.0}\n{"step": 100, "loss": 3.0, "error": 1.0}\n')
+    assert last_means(tmp_path, 100) == {"loss": float(f"{(99 * 1.0 + 3.0) / 100:.4g}")}
+
+
 def fitted(directory, *args, **kwargs):
     torch.manual_seed(0)
     task = Descent()

@@ -1,5 +1,7 @@
 """What the paper leaves open, tried one by one: each a table with a sentence of conclusion.
 
+A question shows once all of its variants were measured, and then has a conclusion.
+
 The runs are short (``train=brief``), of one seed; differences below their intervals say nothing.
 """
 
@@ -18,7 +20,7 @@ from offset_equivariant.storage import replace_file
 FOLDER = "ablations"
 _SEED = 0
 _SATURATIONS = ("0.0", "0.5", "0.9", "1.0")
-_PAIRED_AT = ("0.0", "0.9")
+_PAIRED_AT = ("0.0", "0.9", "1.0")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Ablation:
     Attributes:
         question: What was asked.
         variants: Title -> name of the record; the first is what the others are compared with.
-        conclusion: What was found, in one sentence.
+        conclusion: What was found, in one sentence; empty until it was measured.
         timed: Whether times of the variants are shown.
         paired: Whether each second variant is compared with the one before it, instead of all with the first.
     """
@@ -57,9 +59,9 @@ ABLATIONS = (
             "original, log RGB": "ablation_log_rgb_brief",
             "original, sRGB": "ablation_original_brief",
         },
-        "The equivariance alone makes the network robust: the same log RGB without it costs nothing where the light is "
-        "white and leaves the error growing with the saturation, faster than from sRGB, while the constraint is what "
-        "the equivariant network pays for where the light is white.",
+        "The equivariant layers alone make the network robust: with ordinary ones log RGB is no worse than sRGB where "
+        "the light is white, and its error grows with the saturation even faster; what the equivariant network pays "
+        "where the light is white comes with its layers, too.",
     ),
     Ablation(
         "How should dark values be clipped before the logarithm?",
@@ -95,7 +97,8 @@ ABLATIONS = (
     Ablation(
         "Where do option A's shortcuts put their new channels?",
         {"inside each offset group": _BASE, "behind all others": "ablation_shortcut_end_brief"},
-        "These trainings do not tell the two apart, with or without coloured light.",
+        "Up to S = 0.9 these trainings do not tell the two apart; at S = 1, where a channel is gone, new channels "
+        "behind all others do better.",
     ),
     Ablation(
         "Which group pooling φ?",
@@ -121,19 +124,28 @@ def render_ablations(
 ) -> str:
     """Return those ablations of which every variant was measured, as Markdown."""
     found = {record.experiment: record for record in records}
-    parts = [
-        "# Ablations",
+    shown = [ablation for ablation in ABLATIONS if all(name in found for name in ablation.variants.values())]
+    parts = ["# Ablations", _introduction(shown, costs)]
+    for ablation in shown:
+        parts += [f"## {ablation.question}", _table(ablation, found, outcomes, costs), ablation.conclusion]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _introduction(shown: Iterable[Ablation], costs: Costs | None) -> str:
+    """Say what the ablations that are shown have in common."""
+    shown = list(shown)
+    rounded = ", or from rounding," if any(ablation.paired for ablation in shown) else ","
+    text = (
         "What the paper leaves open, on the CIFAR-10 test images: ResNet-20, `train=brief` (4 epochs on all training "
         "images, seed 0) but where it says otherwise. Nothing was chosen by these numbers. Error in %, [ ]: 95 % "
         "interval over the test images, which says nothing of what another seed would have given; difference: to the "
-        "first variant, or from rounding, on the same images under the same light. Every variant is normalised by the "
+        f"first variant{rounded} on the same images under the same light. Every variant is normalised by the "
         "statistics of its representation in Table 1, whatever its ε or fraction."
-        + (f" Times: {costs.device}, {costs.threads} threads, commit {costs.commit[:8]}." if costs is not None else ""),
-    ]
-    for ablation in ABLATIONS:
-        if all(name in found for name in ablation.variants.values()):
-            parts += [f"## {ablation.question}", _table(ablation, found, outcomes, costs), ablation.conclusion]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    )
+    if costs is not None and any(ablation.timed for ablation in shown):
+        text += f" Times: {costs.device}, {costs.threads} threads, commit {costs.commit[:8]}"
+        text += ", with uncommitted changes." if costs.dirty else "."
+    return text
 
 
 def write_ablations(results: Path) -> list[Path]:

@@ -132,7 +132,7 @@ _OWN_NETWORK = (
 )
 _CHOSEN_STRENGTHS = (
     "Strengths chosen on 5,000 images held out of the training set, then trained on all of it; the paper's were chosen "
-    "on the test set. The search was widened, and the row trained again, after the first choice had been tested."
+    "on the test set. Two earlier choices had been tested before."
 )
 _CHOSEN_SATURATION = (
     "Saturations up to 1; three largest ones were compared on held-out images after the row had been tested."

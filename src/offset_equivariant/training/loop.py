@@ -237,15 +237,15 @@ def journal_lines(directory: Path, step: int) -> list[dict[str, Any]]:
 
 
 def last_means(directory: Path, step: int, share: float = 0.05) -> dict[str, float]:
-    """Return the means of the logged scalars over the last ``share`` of the steps up to ``step``; empty without a log.
+    """Return the means of the logged scalars over the last ``share`` of the steps up to ``step``, to four digits.
 
-    Of a cross-validation they are of its last network. To four digits, so that a training that was interrupted there,
-    whose log has one line more, has the same.
+    A line of the log that begins before counts whole. Of a cross-validation they are of its last network. Empty where
+    the log has nothing of these steps; scalars that some of its lines lack are left out.
     """
     lines = [{"step": 0}, *journal_lines(directory, step)]
     late = [(line, line["step"] - old["step"]) for old, line in pairwise(lines) if line["step"] > (1 - share) * step]
     total = sum(steps for _, steps in late)
-    names = [name for name in lines[-1] if name not in _NO_MEANS]
+    names = [n for n in lines[-1] if n not in _NO_MEANS and all(n in line for line, _ in late)] if late else []
     return {name: float(f"{sum(line[name] * steps for line, steps in late) / total:.4g}") for name in names}
 
 
