@@ -7,7 +7,7 @@ import numpy as np
 
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER, render_ablations, write_ablations
 from offset_equivariant.reporting.costs import Cost, Costs
-from offset_equivariant.reporting.records import save_evaluation
+from offset_equivariant.reporting.records import find_records, save_evaluation
 
 (PADDING,) = (ablation for ablation in ABLATIONS if "pad?" in ablation.question)
 (ROUNDING,) = (ablation for ablation in ABLATIONS if "8 bits" in ablation.question)
@@ -66,6 +66,12 @@ def test_what_was_measured_has_a_conclusion():
     for ablation in ABLATIONS:
         if ablation.question in text:
             assert ablation.conclusion and ablation.conclusion in text, ablation.question
+
+
+def test_committed_records_are_of_finished_trainings_by_committed_code():
+    records = find_records(Path(__file__).parents[2] / "results" / FOLDER)
+    assert records
+    assert {record.experiment: record.flags for record in records if record.flags} == {}
 
 
 def test_an_ablation_that_lacks_a_variant_is_left_out(make_record):
