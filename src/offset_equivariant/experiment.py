@@ -102,14 +102,13 @@ def finished_record(run: Run, weights: Weights) -> Record | None:
     if run.dirty or not path.exists():
         return None
     record = read_record(path)
-    wanted = {saturation_key(s) for s in run.config.distortion.values()}
     same = (
         record.commit == run.commit
         and not record.dirty
         and record.checkpoint_sha256 == weights.sha256
         and record.config_sha256 == provenance.config_sha256(recorded_settings(run))
         and _balancing_sha256(run.config).items() <= record.data_sha256.items()
-        and all(wanted <= by_saturation.keys() for by_saturation in record.metrics.values())
+        and not record.lacking(run.config.distortion.values())
     )
     return record if same else None
 

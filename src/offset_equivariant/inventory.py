@@ -10,7 +10,7 @@ from offset_equivariant import provenance
 from offset_equivariant.composition import CONFIGURATION, composed_words, plain_settings
 from offset_equivariant.config import ExperimentConfig, experiment_config
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
-from offset_equivariant.reporting.records import Record, read_record, record_path, saturation_key
+from offset_equivariant.reporting.records import Record, read_record, record_path
 from offset_equivariant.runs import released_weights_path
 
 #: Seeds of a table's rows, but for those of one training a camera.
@@ -119,8 +119,7 @@ def _missing(words: list[str], folder: Path) -> MissingRecord | None:
 def _faults(record: Record, config: ExperimentConfig) -> str:
     """What keeps a record from being the result of its experiment; empty if nothing does."""
     faults = list(record.flags)
-    wanted = [saturation_key(s) for s in config.distortion.values()]
-    lacking = [s for s in wanted if any(s not in by_saturation for by_saturation in record.metrics.values())]
+    lacking = record.lacking(config.distortion.values())
     return ", ".join(faults + ([f"no S = {' '.join(lacking)}"] if lacking else []))
 
 

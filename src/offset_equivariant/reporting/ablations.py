@@ -7,7 +7,7 @@ The runs are short (``train=brief``), of one seed; differences below their inter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,9 +134,8 @@ def render_ablations(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _introduction(shown: Iterable[Ablation], costs: Costs | None) -> str:
+def _introduction(shown: Sequence[Ablation], costs: Costs | None) -> str:
     """Say what the ablations that are shown have in common."""
-    shown = list(shown)
     rounded = ", or from rounding," if any(ablation.paired for ablation in shown) else ","
     text = (
         "What the paper leaves open, on the CIFAR-10 test images: ResNet-20, `train=brief` (4 epochs on all training "

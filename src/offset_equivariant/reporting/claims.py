@@ -115,6 +115,13 @@ def _steady(row: str, up_to: float, tolerance: float) -> Examination:
 
 
 _ORIGINAL, _OURS, _BOTH = ("original",), ("equivariant",), ("original", "equivariant")
+
+
+def _same_up_to_08(within: float, section: str) -> Claim:
+    statement = f"Up to S = 0.8 the equivariant network's error is the same, within {within} points ({section})"
+    return Claim(statement, _steady("equivariant", 0.8, within), _OURS)
+
+
 _GREW_LITTLE = Claim(
     "Coloured light, S = 0.9, adds less than a tenth to that of the equivariant network",
     _grows("equivariant", 1.1, at_least=False),
@@ -137,11 +144,7 @@ CLAIMS: Mapping[int, tuple[Claim, ...]] = {
             _grows("original", 3, at_least=True),
             _ORIGINAL,
         ),
-        Claim(
-            "Up to S = 0.8 the equivariant network's error is the same, within 0.2 points (Section 4.1.1)",
-            _steady("equivariant", 0.8, 0.2),
-            _OURS,
-        ),
+        _same_up_to_08(0.2, "Section 4.1.1"),
         *_RECOGNITION,
     ),
     2: (
@@ -150,11 +153,7 @@ CLAIMS: Mapping[int, tuple[Claim, ...]] = {
             _grows("original", 1.25, at_least=True),
             _ORIGINAL,
         ),
-        Claim(
-            "Up to S = 0.8 the equivariant network's error is the same, within 0.3 points (Section 4.1.2)",
-            _steady("equivariant", 0.8, 0.3),
-            _OURS,
-        ),
+        _same_up_to_08(0.3, "Section 4.1.2"),
         *_RECOGNITION,
     ),
     3: (

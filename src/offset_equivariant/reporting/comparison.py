@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from offset_equivariant.reporting.costs import Costs
 from offset_equivariant.reporting.descriptions import RELEASED_BALANCING, RowDescription, TableDescription
-from offset_equivariant.reporting.paper import PaperValue, paper_value
+from offset_equivariant.reporting.paper import TABLE_SATURATIONS, PaperValue, paper_value
 from offset_equivariant.reporting.records import Outcomes, Record, saturation_key
 from offset_equivariant.reporting.statistics import (
     mean_and_std,
@@ -154,7 +154,7 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def build_table(
     description: TableDescription,
     records: Sequence[Record],
-    saturations: Sequence[float] = (0.0, 0.5, 0.9),
+    saturations: Sequence[float] = TABLE_SATURATIONS,
     outcomes: Mapping[tuple[str, int], Outcomes] | None = None,
     costs: Costs | None = None,
 ) -> Table:

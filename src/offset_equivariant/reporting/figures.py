@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from offset_equivariant.reporting.comparison import group_records
 from offset_equivariant.reporting.descriptions import TABLE1, TABLE2, TABLE3, TABLE4, TABLES, TableDescription
 from offset_equivariant.reporting.image_panel import image_figure, read_image_panel
-from offset_equivariant.reporting.paper import paper_value
+from offset_equivariant.reporting.paper import TABLE_SATURATIONS, paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel
 from offset_equivariant.reporting.records import Record, find_records
 from offset_equivariant.reporting.statistics import mean_and_std
@@ -87,7 +87,7 @@ def table_curves(description: TableDescription, records: Iterable[Record]) -> li
             paper = {}
             if row.paper_row and index == 0:
                 values = {
-                    s: paper_value(description.number, row.paper_row, description.metric, s) for s in (0.0, 0.5, 0.9)
+                    s: paper_value(description.number, row.paper_row, description.metric, s) for s in TABLE_SATURATIONS
                 }
                 paper = {s: value.value for s, value in values.items() if value}
             curves.append(

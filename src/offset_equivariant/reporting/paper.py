@@ -6,6 +6,9 @@ Tables 1 to 4 and the text of Section 4.
 
 from dataclasses import dataclass
 
+#: Saturations of the test illuminant that the paper's tables have.
+TABLE_SATURATIONS = (0.0, 0.5, 0.9)
+
 
 @dataclass(frozen=True)
 class PaperValue:
@@ -51,7 +54,7 @@ class PaperValue:
 def _row(table: int, row: str, metric: str, parameters: str, *printed: str, note: str = "") -> tuple[PaperValue, ...]:
     return tuple(
         PaperValue(table, row, metric, saturation, text, parameters, f"Table {table}", note)
-        for saturation, text in zip((0.0, 0.5, 0.9), printed, strict=True)
+        for saturation, text in zip(TABLE_SATURATIONS, printed, strict=True)
     )
 
 

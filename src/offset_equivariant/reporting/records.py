@@ -97,6 +97,11 @@ class Record:
         )
         return tuple(mark for applies, mark in marks if applies)
 
+    def lacking(self, saturations: Iterable[float]) -> list[str]:
+        """Return the keys of those ``saturations`` at which some metric was not measured."""
+        keys = map(saturation_key, saturations)
+        return [key for key in keys if any(key not in by_saturation for by_saturation in self.metrics.values())]
+
 
 def saturation_key(s: float) -> str:
     """Return the key of saturation ``s`` in [0, 1]: "0.0", "0.1", "0.25", "1.0".

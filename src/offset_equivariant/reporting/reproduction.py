@@ -13,13 +13,13 @@ from pathlib import Path
 from offset_equivariant.reporting.claims import CLAIMS, Claim, Finding
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow, build_table
 from offset_equivariant.reporting.descriptions import TABLES
+from offset_equivariant.reporting.paper import TABLE_SATURATIONS
 from offset_equivariant.reporting.records import Record, find_records, load_outcomes, saturation_key
 from offset_equivariant.reporting.tables import markdown_rows, replace_block
 from offset_equivariant.storage import replace_file
 
 #: The text speaks of saturations that the tables do not have.
 SATURATIONS = tuple(s / 10 for s in range(11))
-_OF_THE_TABLES = {0.0, 0.5, 0.9}
 #: By the number of the table: why its numbers are not the paper's, as far as that is known.
 _WHY = {
     1: "`train=fast` takes a fourteenth of the paper's steps, and the equivariant network learns more slowly, for a "
@@ -75,7 +75,7 @@ def _printed(row: TableRow) -> dict[tuple[str | None, float], Cell]:
     return {
         (row.description.paper_row, cell.saturation): cell
         for cell in row.cells
-        if cell.paper is not None and cell.saturation in _OF_THE_TABLES
+        if cell.paper is not None and cell.saturation in TABLE_SATURATIONS
     }
 
 
@@ -142,7 +142,7 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
     for row in rows:
         # The paper's own rows, the first line of each.
         measured = {cell.saturation: cell for cell in row.cells if cell.ours is not None}
-        if row.description.paper_row and measured.keys() >= _OF_THE_TABLES and not row.marks:
+        if row.description.paper_row and measured.keys() >= set(TABLE_SATURATIONS) and not row.marks:
             cells.setdefault(row.description.paper_row, measured)
     every = {row.paper_row for row in table.description.rows if row.paper_row}
     claims = [claim for claim in CLAIMS[table.description.number] if set(claim.rows or every) <= cells.keys()]
@@ -158,7 +158,7 @@ def _number(title: str, cell: Cell, decimals: int) -> list[str]:
     difference = "–" if cell.difference is None else f"{cell.difference:+.{cell.paper.decimals}f}"
     said = "–" if inside is None else "yes" if inside else "no"
     printed = cell.paper.printed
-    if cell.saturation not in _OF_THE_TABLES:
+    if cell.saturation not in TABLE_SATURATIONS:
         printed += f" ({cell.paper.source})"
     return [title, saturation_key(cell.saturation), printed, ours, difference, said]
 
