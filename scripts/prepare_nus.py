@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from offset_equivariant.data.nus_preparation import PreparationError, prepare, read_folds
+from offset_equivariant.data.nus_preparation import PreparationError, prepare
 
 
 def main(words: list[str] | None = None) -> int:
@@ -22,8 +22,6 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="the official files")
     parser.add_argument("target", type=Path, help="the file to write, nus<size>/nus<size>.npz in a data directory")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
-    parser.add_argument("--folds", type=Path, help="CSV file with the columns name and fold (0 to 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the folds that are drawn by name, without --folds")
     parser.add_argument("--workers", type=int, help="processes; by default one a core")
     arguments = parser.parse_args(words)
     try:
@@ -31,8 +29,6 @@ def main(words: list[str] | None = None) -> int:
             arguments.folder,
             arguments.target,
             size=arguments.size,
-            folds=None if arguments.folds is None else read_folds(arguments.folds),
-            seed=arguments.seed,
             workers=arguments.workers,
             progress=lambda done, total: tqdm(done, total=total, unit="image"),
         )

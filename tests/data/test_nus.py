@@ -10,14 +10,12 @@ import torch
 
 from offset_equivariant.data.illuminant_images import IlluminantDataError, IlluminantImages, fingerprint
 from offset_equivariant.data.locations import DataNotFoundError, data_directories
-from offset_equivariant.data.nus import CAMERAS, load_nus, prepared_path
+from offset_equivariant.data.nus import CAMERAS, load_nus, official_folds, prepared_path
 from offset_equivariant.data.nus_preparation import (
     PreparationError,
     find_images,
-    fold_of,
     prepare,
     prepare_image,
-    read_folds,
     read_png16,
 )
 
@@ -81,7 +79,7 @@ def test_official_files_are_found_and_prepared(official, tmp_path, layout):
     assert (found.name, found.synthetic, found.size, len(found)) == ("nus", False, 12, 3)
     assert found.names == ("SonyA57_0001", "SonyA57_0002", "SonyA57_0003")
     assert found.cameras == ("SonyA57",) * 3
-    assert found.folds.tolist() == [fold_of(name) for name in found.names]
+    assert found.folds.tolist() == [official_folds()[name] for name in found.names]
     truth = content["groundtruth_illuminants"]
     np.testing.assert_allclose(found.illuminants, truth / np.sqrt((truth**2).sum(1, keepdims=True)), rtol=1e-12)
     # 24 x 36 to 12 x 12: the mean of 2 x 3 sensor pixels, without those of the chart.
@@ -111,34 +109,27 @@ def test_size_that_does_not_divide_the_sensors(official, tmp_path):
     np.testing.assert_allclose(prepare_image(source, 10) / 65535, expected, rtol=0, atol=3e-5)
 
 
-def test_several_cameras_and_folds_of_a_file(official, tmp_path):
+def test_several_cameras_and_their_official_folds(official, tmp_path):
     for camera in ("NikonD40", "Canon600D"):
         write_camera(official, camera, images=2)
-    folds = tmp_path / "folds.csv"
-    lines = ["name,fold", "NikonD40_0001,2", "NikonD40_0002,0", "Canon600D_0001,1", "Canon600D_0002,2"]
-    folds.write_text("\n".join(lines))
-    assert run(official, tmp_path, folds=read_folds(folds)) == 4
+    assert run(official, tmp_path) == 4
     found = load(tmp_path)
+    assert found.names == ("Canon600D_0001", "Canon600D_0002", "NikonD40_0001", "NikonD40_0002")
     assert found.cameras == ("Canon600D", "Canon600D", "NikonD40", "NikonD40")
-    assert found.folds.tolist() == [1, 2, 2, 0]
-    with pytest.raises(PreparationError, match="Canon600D_0002 has no fold"):
-        run(official, tmp_path, folds={name: 0 for name in found.names if name != "Canon600D_0002"})
+    assert found.folds.tolist() == [1, 2, 2, 2]
+    put(tmp_path, **(arrays(4) | {"names": np.array(found.names), "cameras": np.array(found.cameras)}
+                     | {"folds": np.array([1, 2, 2, 1], np.int8)}))  # fmt: skip
+    with pytest.raises(IlluminantDataError, match=r"1 of 4 images have another fold .* the first is NikonD40_0002"):
+        load(tmp_path)
 
 
-def test_folds_by_name_are_even_and_depend_on_the_seed():
-    names = [f"{camera}_{number:04d}" for camera in CAMERAS for number in range(1, 207)]
-    counts = np.bincount([fold_of(name) for name in names])
-    assert len(counts) == 3 and counts.min() > len(names) / 3 - 4 * np.sqrt(len(names) * 2 / 9)
-    assert sum(fold_of(name) == fold_of(name, seed=1) for name in names) < len(names) / 2
-
-
-@pytest.mark.parametrize("text", ["name,place\na,0\n", "name,fold\na,0\nb,3\n"])
-def test_wrong_folds_are_refused(tmp_path, text):
-    (tmp_path / "folds.csv").write_text(text)
-    with pytest.raises(
-        PreparationError, match=r"must name the columns name and fold|line 3: fold is '3', not 0, 1 or 2"
-    ):
-        read_folds(tmp_path / "folds.csv")
+def test_every_image_has_an_official_fold(official, tmp_path):
+    folds = official_folds()
+    assert len(folds) == 1853 and np.bincount(list(folds.values())).tolist() == [622, 622, 609]
+    assert {name.rpartition("_")[0] for name in folds} == set(CAMERAS)
+    write_camera(official, "Canon600D", images=201)
+    with pytest.raises(PreparationError, match="Canon600D_0201 is no image of NUS: it has no fold"):
+        run(official, tmp_path)
 
 
 def truncate(official):
@@ -263,8 +254,6 @@ def test_the_script(official, tmp_path, capsys):
     assert f"{target}: 3 images of 12x12 pixels" in said.out and "3/3" in said.err
     run(official, tmp_path / "alone")
     assert load(tmp_path).sha256 == load(tmp_path / "alone").sha256  # in two processes, as in one
-    assert script.main([str(official), str(target), "--folds", str(tmp_path / "none.csv")]) == 1
-    assert "none.csv" in capsys.readouterr().err
 
 
 def test_png_of_16_bits_is_read_exactly(tmp_path):

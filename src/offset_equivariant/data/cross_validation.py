@@ -14,7 +14,7 @@ CrossValidation = Literal["folds", "cameras"]
 
 
 def assign_folds(images: IlluminantImages, by: CrossValidation) -> IlluminantImages:
-    """Return the images with ``folds`` counted from 0: the official ones, or one a camera, in alphabetical order.
+    """Return the images with ``folds`` counted from 0: the data set's own, or one a camera, in alphabetical order.
 
     Raises:
         IlluminantDataError: if that leaves a network without training images.

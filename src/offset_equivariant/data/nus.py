@@ -3,6 +3,8 @@
 ``scripts/prepare_nus.py`` makes the file from the official distribution, see :mod:`.nus_preparation`.
 """
 
+import csv
+import functools
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +26,17 @@ CAMERAS = (
     "SonyA57",
     "NikonD40",
 )
+#: Name and fold of every image: that of the three in which it is a test image.
+_FOLDS = Path(__file__).with_name("nus_folds.csv")
 ARRAYS = ("images", "illuminants", "names", "cameras", "folds")
 """Of a prepared file: uint16 (N, S, S, 3), value times 65535; float (N, 3); strings (N,) twice; integers (N,)."""
+
+
+@functools.cache
+def official_folds() -> dict[str, int]:
+    """Return the fold (0 to 2) of each of the 1,853 images, by name: of three parts, the one it is tested in."""
+    with _FOLDS.open(newline="") as file:
+        return {row["name"]: int(row["fold"]) for row in csv.DictReader(file)}
 
 
 def prepared_path(directory: Path, size: int) -> Path:
@@ -42,7 +53,8 @@ def load_nus(directories: Sequence[Path], size: int = 64) -> IlluminantImages:
 
     Raises:
         DataNotFoundError: when there is no prepared file of that size; says how to make it.
-        IlluminantDataError: when the file, or an image in it, cannot be used.
+        IlluminantDataError: when the file, or an image in it, cannot be used, or has another fold than the official
+            one: networks of other users would be tested on images they have learned from.
     """
     paths = [prepared_path(directory, size) for directory in directories]
     path = next((path for path in paths if path.exists()), None)
@@ -53,7 +65,16 @@ def load_nus(directories: Sequence[Path], size: int = 64) -> IlluminantImages:
             f"    python scripts/prepare_nus.py FOLDER {paths[0]} --size {size}\n"
             f"or say with {DATA_DIR_VARIABLE} or paths.data= where the prepared file lies."
         )
-    return read_prepared(path, size)
+    images = read_prepared(path, size)
+    folds = official_folds()
+    other = [n for n, fold in zip(images.names, images.folds.tolist(), strict=True) if folds.get(n, fold) != fold]
+    if other:
+        raise IlluminantDataError(
+            f"{path}: {len(other)} of {len(images)} images have another fold than {_FOLDS.name} gives them, the first "
+            f"is {other[0]}; networks trained on the official folds would be tested on their training images. Prepare "
+            "the file anew"
+        )
+    return images
 
 
 def read_prepared(path: Path, size: int) -> IlluminantImages:

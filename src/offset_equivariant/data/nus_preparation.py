@@ -5,11 +5,10 @@ Of each camera the official distribution has 16-bit linear PNGs and ``<Camera>_g
 covers, and scaled so that its maximum is 1. A small pixel that the chart covers whole is zero.
 """
 
-import csv
 import hashlib
 import io
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +22,8 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
-from offset_equivariant.data.nus import CAMERAS, read_prepared
+from offset_equivariant.data.nus import CAMERAS, official_folds, read_prepared
 from offset_equivariant.storage import replace_file
-
-FOLDS = 3
-
 
 #: Where a camera's images lie below the folder of the official files.
 _PARTS = ("", "{}", "PNG", "{}/PNG")
@@ -228,38 +224,11 @@ def _area_weights(length: int, parts: int) -> npt.NDArray[np.float32]:
     return (overlap.clip(0) * (parts / length)).astype(np.float32)
 
 
-def fold_of(name: str, seed: int = 0) -> int:
-    """Return an image's fold, decided by the seed and its name alone, whatever other images there are."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") % FOLDS
-
-
-def read_folds(path: Path) -> dict[str, int]:
-    """Read folds from a CSV file with the columns ``name`` and ``fold`` (0 to 2).
-
-    Raises:
-        PreparationError: when a column is missing or a fold is not one of these; names the line.
-    """
-    with path.open(newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"name", "fold"} <= set(rows.fieldnames or ()):
-            raise PreparationError(f"{path}: the first line must name the columns name and fold")
-        folds: dict[str, int] = {}
-        for number, row in enumerate(rows, start=2):
-            if row["name"] in folds:
-                raise PreparationError(f"{path}, line {number}: {row['name']} has a fold already")
-            if row["fold"] not in ("0", "1", "2"):
-                raise PreparationError(f"{path}, line {number}: fold is {row['fold']!r}, not 0, 1 or 2")
-            folds[row["name"]] = int(row["fold"])
-    return folds
-
-
 def prepare(
     folder: Path,
     target: Path,
     *,
     size: int = 64,
-    folds: Mapping[str, int] | None = None,
-    seed: int = 0,
     workers: int | None = None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
 ) -> int:
@@ -271,21 +240,19 @@ def prepare(
         folder: the official files, all in it, in one folder a camera, or in ``PNG`` folders.
         target: the file to write, ``nus<size>/nus<size>.npz`` in a data directory.
         size: height and width in pixels.
-        folds: the fold of each image by name; without it, by :func:`fold_of`.
-        seed: of :func:`fold_of`.
         workers: processes; by default as many as there are cores.
         progress: wraps the images that are done, given how many there are to do.
 
     Raises:
-        PreparationError: when files cannot be used. All of them are named, and the target is not written.
+        PreparationError: when files cannot be used, or are none of NUS. All are named, and the target is not written.
     """
     if size < 1:
         raise PreparationError(f"size must be at least 1, got {size}")
     if workers is not None and workers < 1:
         raise PreparationError(f"workers must be at least 1, got {workers}")
     sources = find_images(folder)
-    if folds is not None:
-        _raise([f"{source.name} has no fold" for source in sources if source.name not in folds])
+    folds = official_folds()
+    _raise([f"{source.name} is no image of NUS: it has no fold" for source in sources if source.name not in folds])
     kept = target.with_name(f".{target.name}.{size}.partial")
     waiting = [source for source in sources if not _small_path(kept, source).exists()]
     problems: list[str] = []
@@ -306,7 +273,7 @@ def prepare(
         illuminants=illuminants,
         names=np.array([source.name for source in sources]),
         cameras=np.array([source.camera for source in sources]),
-        folds=np.array([fold_of(s.name, seed) if folds is None else folds[s.name] for s in sources], np.int8),
+        folds=np.array([folds[source.name] for source in sources], np.int8),
     )
     _check_and_write(content.getvalue(), target, size)
     shutil.rmtree(kept)
