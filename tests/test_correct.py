@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from offset_equivariant import photo_commands
 from offset_equivariant.color import grey_world, linear_to_srgb, srgb_to_linear
 from offset_equivariant.correct import correct_photo, estimate_illuminant, main
 from offset_equivariant.data.photos import Photo, PhotoError, read_photo
@@ -123,7 +124,7 @@ def test_files_that_fail_are_named_and_the_others_go_on(scene, weights, tmp_path
     assert (tmp_path / "new" / "good_corrected.jpg").exists()
 
 
-def test_what_cannot_begin_is_said(tmp_path, weights, capsys):
+def test_what_cannot_begin_is_said(tmp_path, weights, capsys, monkeypatch):
     photos = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
     assert main([*photos, "-o", str(tmp_path / "one.jpg"), "--weights", str(weights)]) == 2
     assert "one.jpg is one file, and there are several photos" in capsys.readouterr().err
@@ -132,6 +133,10 @@ def test_what_cannot_begin_is_said(tmp_path, weights, capsys):
     assert "two of the photos would be written to" in capsys.readouterr().err
     assert main([str(tmp_path / "a.gif"), "--weights", str(weights)]) == 2
     assert "unknown format '.gif'" in capsys.readouterr().err
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(photo_commands, "repository_root", lambda: tmp_path)
+        assert main(photos) == 2
+    assert "train them with `python -m offset_equivariant experiment=table3" in capsys.readouterr().err
     assert main([*photos, "--weights", str(tmp_path)]) == 2
     assert main([*photos, "--weights", str(tmp_path / "none.safetensors")]) == 2
     assert "there are no weights at" in capsys.readouterr().err

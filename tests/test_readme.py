@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import nn
 
+import offset_equivariant as oe
 from offset_equivariant.composition import checked_run
 from offset_equivariant.nn import check_equivariance
 from offset_equivariant.performance.imagenet_cost import GPU, SUSTAINED_TFLOPS, gpu_hours
@@ -27,6 +29,17 @@ def test_the_example_is_equivariant(capsys):
     assert check_equivariance(network.features, (2, 3, 32, 32), output="mean").worst() < 1e-12
     srgb = torch.rand(2, 3, 32, 32)
     assert network(srgb).shape == (2, 10)
+
+
+def test_what_is_said_of_inference():
+    """Behind the conversion of colours, with BatchNormReLU, a network can be folded."""
+    assert "`oe.nn.fuse_for_inference(net.features)` folds the running statistics of `BatchNormReLU`" in README
+    features = nn.Sequential(oe.nn.Conv2d(3, 33, 3, padding=1), oe.nn.BatchNormReLU(33), oe.nn.MaxPool2d(2))
+    images = torch.rand(2, 3, 8, 8)
+    features(images)
+    folded = oe.nn.fuse_for_inference(features)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(images), features.eval()(images), rtol=0, atol=1e-5)
 
 
 def compose_words(words: list[str]) -> DictConfig:

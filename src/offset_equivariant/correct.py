@@ -23,13 +23,13 @@ from offset_equivariant.photo_commands import (
     add_photo_arguments,
     convert_photos,
     decode_pixels,
+    default_weights,
     encode_pixels,
     output_paths,
 )
-from offset_equivariant.provenance import repository_root
-from offset_equivariant.runs import released_weights_path
 
 Estimator = Callable[[Tensor], Tensor]
+_EXPERIMENT = "table3_equivariant_filled"
 _ENDING = "corrected"
 
 
@@ -87,9 +87,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if every photo was corrected, 1 if some were not, 2 if nothing could begin."""
     arguments = parse_arguments(words)
-    weights = arguments.weights or released_weights_path(repository_root() / "results", "table3_equivariant_filled", 0)
     try:
-        estimators, size = load_estimators(weights)
+        estimators, size = load_estimators(arguments.weights or default_weights(_EXPERIMENT))
         targets = output_paths(arguments.photos, arguments.output, _ENDING)
     except (PhotoError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

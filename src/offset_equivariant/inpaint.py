@@ -25,11 +25,10 @@ from offset_equivariant.photo_commands import (
     add_photo_arguments,
     convert_photos,
     decode_pixels,
+    default_weights,
     encode_pixels,
     output_paths,
 )
-from offset_equivariant.provenance import repository_root
-from offset_equivariant.runs import released_weights_path
 from offset_equivariant.tasks.inpainting_evaluation import Filler
 
 _EXPERIMENT = "table4_facades_small_equivariant_relative"
@@ -154,21 +153,6 @@ def fill_photo(photo: Photo, box: Box, filler: Filler, encoding: Encoding) -> Ph
     return filled
 
 
-def default_weights() -> Path:
-    """Return the released network's weights.
-
-    Raises:
-        PhotoError: if they are not there; says how to train them.
-    """
-    weights = released_weights_path(repository_root() / "results", _EXPERIMENT, 0)
-    if not weights.exists():
-        raise PhotoError(
-            f"there are no weights at {weights}; train them with `python -m offset_equivariant "
-            f"experiment={_EXPERIMENT} seed=0`, and give runs/{_EXPERIMENT}/seed=0/weights.safetensors as --weights"
-        )
-    return weights
-
-
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m offset_equivariant.inpaint",
@@ -188,12 +172,12 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if every photo was filled, 2 if one was not (the others are)."""
+    """Run the command line; 0 if every photo was filled, 1 if some were not, 2 if nothing could begin."""
     arguments = parse_arguments(words)
     try:
         box = Box(*arguments.box)
         targets = output_paths(arguments.photos, arguments.output, _ENDING)
-        filler = load_filler(arguments.weights or default_weights())
+        filler = load_filler(arguments.weights or default_weights(_EXPERIMENT))
     except (PhotoError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -201,7 +185,7 @@ def main(words: Sequence[str] | None = None) -> int:
     def convert(photo: Photo, encoding: Encoding) -> tuple[Photo, str]:
         return fill_photo(photo, box, filler, encoding), f"box {box} filled"
 
-    return 2 if convert_photos(arguments, targets, convert) else 0
+    return int(convert_photos(arguments, targets, convert) > 0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from offset_equivariant.color.srgb import linear_to_srgb, srgb_to_linear
 from offset_equivariant.data.photos import SUFFIXES, Photo, PhotoError, read_photo, write_photo
+from offset_equivariant.provenance import repository_root
+from offset_equivariant.runs import released_weights_path
 
 Encoding = Literal["srgb", "linear"]
 
@@ -46,6 +48,21 @@ def add_photo_arguments(parser: argparse.ArgumentParser, ending: str) -> None:
     parser.add_argument("-o", "--output", type=Path, help=f"a file, or a folder; default: PHOTO_{ending} beside PHOTO")
     parser.add_argument("--encoding", choices=["srgb", "linear"], help="default: 8 bits are sRGB, 16 bits are linear")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+
+def default_weights(experiment: str) -> Path:
+    """Return the released weights of an experiment.
+
+    Raises:
+        PhotoError: if they are not there; says how to train them.
+    """
+    weights = released_weights_path(repository_root() / "results", experiment, 0)
+    if not weights.exists():
+        raise PhotoError(
+            f"there are no weights at {weights}; train them with `python -m offset_equivariant "
+            f"experiment={experiment} seed=0`, and give runs/{experiment}/seed=0/weights.safetensors as --weights"
+        )
+    return weights
 
 
 def output_paths(photos: Sequence[Path], output: Path | None, ending: str) -> list[Path]:

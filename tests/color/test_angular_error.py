@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from offset_equivariant.color import recovery_angular_error, reproduction_angular_error
+from offset_equivariant.color import as_light, recovery_angular_error, reproduction_angular_error
 
 
 def arccos_degrees(a: list[float], b: list[float]) -> float:
@@ -110,3 +110,15 @@ def test_bad_shapes_and_ratio_are_refused():
         reproduction_angular_error(torch.ones(2, 3), torch.ones(1, 3))
     with pytest.raises(ValueError, match="choose estimate_over_truth or truth_over_estimate"):
         reproduction_angular_error(torch.ones(1, 3), torch.ones(1, 3), ratio="finlayson")
+
+
+def test_any_colours_as_lights():
+    given = torch.tensor([[0.2, 0.4, 0.1], [1.0, 0.0, -3.0], [0.0, 0.0, 0.0], [-1.0, -2.0, 0.0]], dtype=torch.float64)
+    expected = [[0.2, 0.4, 0.1], [1.0, 1e-6, 1e-6], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    torch.testing.assert_close(as_light(given), torch.tensor(expected, dtype=torch.float64), rtol=1e-15, atol=0)
+
+
+def test_what_is_not_a_number_is_no_light():
+    estimate = as_light(torch.tensor([[1.0, 1.0, 1.0], [1.0, math.nan, 1.0]]))
+    with pytest.raises(ValueError, match=r"estimate has no direction .* in 1 of 2 rows: 1"):
+        reproduction_angular_error(estimate, torch.ones(2, 3))

@@ -43,6 +43,13 @@ def test_equalisation_equals_a_plain_loop(bins):
     np.testing.assert_allclose(found.flatten(1).numpy(), expected, rtol=0, atol=1e-13)
 
 
+def test_large_images_of_few_digits_are_counted_to_the_last_pixel():
+    values = torch.randint(129, (1, 300, 300), generator=torch.Generator().manual_seed(0)) / 128  # exact in bfloat16
+    found = equalise_histogram(values.bfloat16(), bins=66)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), equalise_histogram(values.double(), bins=66), rtol=2**-7, atol=2**-9)
+
+
 def test_equalised_values_are_spread_evenly_and_keep_their_order():
     values = images(1, 60, 60) ** 3
     found = equalise_histogram(values)[0].flatten()
@@ -137,7 +144,7 @@ def test_derivatives_exist_where_there_is_no_gradient():
 @pytest.mark.parametrize(
     ("function", "given", "error", "message"),
     [
-        (equalise_histogram, torch.zeros(1, 4, dtype=torch.uint8), TypeError, "must be floating point, but are"),
+        (equalise_histogram, torch.zeros(1, 4, dtype=torch.uint8), TypeError, "values must be a floating-point tensor"),
         (equalise_histogram, torch.tensor([[0.0, float("nan")]]), ValueError, "values must be finite"),
         (lambda x: equalise_histogram(x, 2), torch.zeros(1, 4), ValueError, "bins must be at least 3, but is 2"),
         (gradient_directions, torch.zeros(3, 4, 4), ValueError, r"must have shape \(N, C, H, W\)"),

@@ -113,6 +113,13 @@ def test_shapes_that_do_not_fit_are_refused():
         apply_illuminant(torch.rand(3, 8, 8), torch.rand(3))
 
 
+def test_whole_numbers_are_refused():
+    with pytest.raises(TypeError, match="hue must be a floating-point tensor"):
+        hsv_to_rgb(torch.tensor(0), 0.5, 1.0)
+    with pytest.raises(TypeError, match="linear must be a floating-point tensor"):
+        apply_illuminant(torch.ones(1, 3, 2, 2, dtype=torch.int32), torch.tensor([1.0, 0.5, 0.5]))
+
+
 def distort_pixel(value: float, gain: float) -> float:
     linear = value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
     linear *= gain

@@ -86,6 +86,8 @@ def test_first_outputs_have_the_mean_of_the_inputs():
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match=r"\(N, 3, 128, 128\), but their shape is \(1, 3, 64, 64\)"):
         ContextEncoder(width=0.1, bottleneck=40)(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"widths = \[8, 8, 8, 8\] must be five numbers"):
+        ContextEncoder(widths=(8, 8, 8, 8), bottleneck=40)
     for make in (ContextEncoder, Discriminator):
         with pytest.raises(ValueError, match="width = 0 must be positive"):
             make(width=0)

@@ -229,3 +229,20 @@ def test_what_breaks_in_single_precision_alone_is_named():
     report = check_equivariance(nn.Sequential(nn.Identity(), Function(rounded)), (2, 6))
     assert not report.equivariant and report.first_breaking == "1"
     assert report.worst(torch.float64) < 1e-12
+
+
+def test_a_layer_that_works_in_place_is_named():
+    network = nn.Sequential(oe.nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), oe.nn.Conv2d(6, 6, 3))
+    report = check_equivariance(network, (2, 3, 8, 8))
+    assert not report.equivariant and report.first_breaking == "1"
+
+
+def test_a_module_that_overwrites_its_input_is_measured_as_any_other():
+    measured = [check_equivariance(nn.LeakyReLU(0.1, inplace), (2, 6, 4)).measurements for inplace in (False, True)]
+    assert measured[0] == measured[1] and measured[0][0].relative > 0.1
+
+
+def test_a_module_that_carries_its_offset_beside_it_is_measured():
+    trunk = nn.Sequential(oe.nn.TakeOutOffset(), oe.nn.Conv2d(3, 6, 3), oe.nn.BatchNormReLU(6))
+    report = check_equivariance(trunk, (2, 3, 8, 8))
+    assert report.equivariant and report.worst() < 1e-12

@@ -103,6 +103,17 @@ def test_equivariant_weights_start_with_the_variance_asked_for(taps, init_gain, 
         assert layer.bias.count_nonzero() == 0
 
 
+def test_transposed_convolutions_start_with_the_taps_of_an_output():
+    torch.manual_seed(0)
+    layer = OffsetEquivariant().conv_transpose2d(60, 300, 4, 2, 1, bias=False)
+    OffsetEquivariant().initialise_(layer)
+    with torch.no_grad():
+        x = torch.randn(20, 60, 8, 8)
+        x = x - x.mean((1, 2, 3), keepdim=True)
+        share = layer(x).square().mean() / x.square().mean()
+    assert share.item() == pytest.approx(2, rel=0.1)  # He et al.: twice, of which a rectifier leaves half
+
+
 def test_one_channel_a_group_and_one_tap_leave_nothing_to_draw():
     family = OffsetEquivariant()
     layer = family.conv2d(3, 6, 1)
@@ -139,7 +150,8 @@ def test_plain_networks_are_equivariant_with_every_group_pooling(poolings):
 
 def test_linear_group_pooling_starts_as_the_mean_and_then_differs():
     torch.manual_seed(0)
-    linear = CifarResNet(8, 10, PlainOffsetEquivariant(normalisation_pooling="linear", rectifier_pooling="linear"))
+    poolings = {"normalisation_pooling": "linear", "rectifier_pooling": "linear"}
+    linear = CifarResNet(8, 10, PlainOffsetEquivariant(constraint="projection", **poolings))
     poolings = [module for module in linear.modules() if isinstance(module, GroupLinear)]
     assert len(poolings) == 14  # of seven normalisations and seven rectifiers
     mean = CifarResNet(8, 10, PlainOffsetEquivariant())

@@ -20,7 +20,7 @@ from offset_equivariant.nn.fused import ConventionalBatchNormReLU
 
 FAMILIES = {
     "conventional": Conventional(),
-    "projection": OffsetEquivariant(),
+    "projection": OffsetEquivariant(constraint="projection"),
     "parametrization": OffsetEquivariant(constraint="parametrization"),
     "one group": OffsetEquivariant(1),
 }
@@ -223,3 +223,18 @@ def test_networks_of_half_precision_run(family):
         assert (
             found.dtype == torch.bfloat16 and (found.float() - expected).abs().max() < 0.1 * expected.abs().max() + 0.05
         )
+
+
+def test_weights_that_a_convolution_does_not_own_are_left_alone():
+    torch.manual_seed(0)
+    normed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
+    tied = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+    tied[1].weight = tied[0].weight
+    last = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+    network = nn.Sequential(normed, nn.BatchNorm2d(3), tied[0], nn.BatchNorm2d(3), tied[1], nn.BatchNorm2d(3), *last)
+    network = network.double()
+    for _ in range(3):
+        network(random_images(4, 3, 8, 8).double() * 2 + 1)
+    fused, images = fuse_for_inference(network.eval()), random_images(2, 3, 8, 8).double()
+    torch.testing.assert_close(fused(images), network(images), rtol=0, atol=1e-12)
+    assert [isinstance(module, nn.Identity) for module in fused] == [False] * 7 + [True]

@@ -29,6 +29,7 @@ LAYERS = {
     "Conv3d": (partial(oe.nn.Conv3d, 6, 9, 2), (4, 6, 4, 4, 4)),
     "ConvTranspose2d": (partial(oe.nn.ConvTranspose2d, 12, 9, 4, 2, 1), (4, 12, 5, 5)),
     "GroupLinear": (partial(oe.nn.GroupLinear, 12), (4, 12, 8, 8)),
+    "OffsetAdapter": (lambda: oe.nn.OffsetAdapter(nn.Conv2d(12, 9, 3)), (4, 12, 8, 8)),
 }
 every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
 every_low_precision = pytest.mark.parametrize("dtype", LOW, ids=str)
@@ -203,3 +204,22 @@ def test_past_low_precision_is_the_layer_itself():
     torch.testing.assert_close(past_low_precision(layer, x, 3), layer(x), rtol=0, atol=1e-12)
     plain = nn.Conv2d(6, 9, 3).double()
     assert (past_low_precision(plain, x, 3) - plain(x)).abs().max() > 1e-3
+
+
+@every_low_precision
+def test_folded_layers_that_pass_tensors_keep_the_offset(dtype):
+    torch.manual_seed(0)
+    network = nn.Sequential(oe.nn.Conv2d(3, 33, 3), oe.nn.BatchNormReLU(33))
+    x = torch.randn(4, 3, 8, 8)
+    network(3 * x + 1)
+    folded = oe.nn.fuse_for_inference(network)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        still, moved = folded(x), folded(with_offset(x, OFFSET))
+    allowed = 8 * ROUNDOFF[dtype] * still.abs().max().item() + 1000 * 2**-20
+    assert (moved - with_offset(still, OFFSET)).abs().max().item() <= allowed
+
+
+def test_shapes_can_be_had_without_computing():
+    with torch.device("meta"):
+        network = CifarResNet(8, 10, OffsetEquivariant())
+        assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)

@@ -110,3 +110,13 @@ def test_groups_that_do_not_fit_are_refused():
         TakeOutOffset()(torch.zeros(2, 4, 3, 3))
     with pytest.raises(ValueError, match="offset_groups must be a whole number"):
         TakeOutOffset(offset_groups=0)
+
+
+def test_what_cannot_be_taken_says_what_to_do():
+    features, joined = random_features(2, 6, 4, 4)
+    for add in (lambda: features + features, lambda: features + joined, lambda: joined + features):
+        with pytest.raises(TypeError, match=r"call BatchNormReLU\(input, shortcut\)"):
+            add()
+    for layer in (oe.nn.Linear(6, 6), oe.nn.ConvTranspose2d(6, 6, 3)):
+        with pytest.raises(TypeError, match=r"expected a tensor, got ShiftedFeatures, .* pass on \.joined\(\)"):
+            layer(features)

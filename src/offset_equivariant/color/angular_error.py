@@ -21,10 +21,10 @@ def as_light(illuminants: Tensor) -> Tensor:
 
     Returns:
         The same, components below 1e-6 of the largest taken as that. One without a positive component, which an
-        ordinary network may give, says nothing and counts as grey: ones.
+        ordinary network may give, says nothing and counts as grey: ones. One that is not a number stays that.
     """
     largest = illuminants.amax(dim=1, keepdim=True)
-    return torch.where(largest > 0, illuminants.maximum(_SMALLEST_SHARE * largest), 1.0)
+    return torch.where(largest <= 0, 1.0, illuminants.maximum(_SMALLEST_SHARE * largest))
 
 
 def reproduction_angular_error(

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from offset_equivariant.color.srgb import require_floating_point
+
 INPUT_CHANNELS = 7
 """Channels of `code_input`: the intensity, then across and down the gradient of red, of green and of blue."""
 
@@ -38,18 +40,19 @@ def equalise_histogram(values: Tensor, bins: int = 64) -> Tensor:
         TypeError: If the values are not floating point.
         ValueError: If there are fewer than 3 bins, or a value is not finite.
     """
-    if not values.is_floating_point():
-        raise TypeError(f"values must be floating point, but are {values.dtype}.")
+    require_floating_point("values", values)
     if bins < 3:
         raise ValueError(f"bins must be at least 3, but is {bins}.")
     if not bool(values.isfinite().all()):
         raise ValueError("values must be finite.")
     position = values.flatten(1).clamp(0, 1) * (bins - 2)
     lower = position.detach().long()
-    counts = position.new_zeros(len(values), bins).scatter_add(1, lower, torch.ones_like(position).detach())
+    # Counted in whole numbers: in bfloat16, 256 + 1 is 256.
+    counts = lower.new_zeros(len(values), bins).scatter_add(1, lower, torch.ones_like(lower))
     cumulative = counts.cumsum(1) - counts[:, :1]
-    cumulative = cumulative / cumulative[:, -1:].clamp(min=1)
-    start, end = cumulative.gather(1, lower), cumulative.gather(1, lower + 1)
+    wide = torch.promote_types(values.dtype, torch.float32)
+    shares = (cumulative.to(wide) / cumulative[:, -1:].clamp(min=1)).to(values.dtype)
+    start, end = shares.gather(1, lower), shares.gather(1, lower + 1)
     return (start + (position - lower) * (end - start)).reshape(values.shape)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offset_equivariant.color.srgb import linear_to_srgb, srgb_to_linear
+from offset_equivariant.color.srgb import linear_to_srgb, require_floating_point, srgb_to_linear
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor | float, value: Tensor | float) -> Tensor:
@@ -23,8 +23,10 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor | float, value: Tensor | float) -
         0 all components are exactly `value`; where it is 1 the smallest is exactly 0.
 
     Raises:
+        TypeError: If `hue` is not floating point.
         ValueError: If a saturation is outside [0, 1].
     """
+    require_floating_point("hue", hue)
     saturation, value = (torch.as_tensor(part, dtype=hue.dtype, device=hue.device) for part in (saturation, value))
     if not bool(((saturation >= 0) & (saturation <= 1)).all()):
         raise ValueError(f"saturation must be in [0, 1], but goes from {saturation.min()} to {saturation.max()}.")
@@ -91,8 +93,10 @@ def apply_illuminant(linear: Tensor, illuminant: Tensor) -> Tensor:
         The images under the illuminant, same shape and dtype. Nothing is clipped.
 
     Raises:
+        TypeError: If `linear` is not floating point.
         ValueError: If the shapes do not fit.
     """
+    require_floating_point("linear", linear)
     if linear.ndim != 4 or linear.shape[1] != 3:
         raise ValueError(f"The images must have shape (N, 3, H, W), but their shape is {tuple(linear.shape)}.")
     if illuminant.shape not in ((3,), (len(linear), 3)):

@@ -22,7 +22,7 @@ def srgb_to_linear(srgb: Tensor) -> Tensor:
     Raises:
         TypeError: If `srgb` is not floating point.
     """
-    _require_floating_point("srgb", srgb)
+    require_floating_point("srgb", srgb)
     # The clamp keeps the branch that `where` discards free of NaN, in the value as well as in the gradient.
     curve = ((srgb.clamp(min=_ENCODED_THRESHOLD) + 0.055) / 1.055).pow(2.4)
     return torch.where(srgb <= _ENCODED_THRESHOLD, srgb / 12.92, curve)
@@ -40,7 +40,7 @@ def linear_to_srgb(linear: Tensor) -> Tensor:
     Raises:
         TypeError: If `linear` is not floating point.
     """
-    _require_floating_point("linear", linear)
+    require_floating_point("linear", linear)
     curve = 1.055 * linear.clamp(min=_LINEAR_THRESHOLD).pow(1 / 2.4) - 0.055
     return torch.where(linear <= _LINEAR_THRESHOLD, linear * 12.92, curve)
 
@@ -56,7 +56,7 @@ def srgb_lookup_table(device: torch.device | str | None = None, dtype: torch.dty
     return table.to(dtype).to(device)
 
 
-def _require_floating_point(name: str, values: Tensor) -> None:
+def require_floating_point(name: str, values: Tensor) -> None:
     if not values.is_floating_point():
         raise TypeError(
             f"{name} must be a floating-point tensor scaled to [0, 1], but its dtype is {values.dtype}; "

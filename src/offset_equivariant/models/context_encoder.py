@@ -37,10 +37,10 @@ class ContextEncoder(nn.Module):
         width: factor on the conventional channel counts.
         widths: conventional channels of the five convolutions, rounded by the family.
         bottleneck: conventional channels of the single pixel.
-        initial_gain: mean of the batch normalisations' initial γ, see :func:`initialise_`.
+        initial_gain: mean of the batch normalisations' initial γ as :func:`initialise_`, to be called next, has them.
 
     Raises:
-        ValueError: if ``width`` or ``initial_gain`` is not positive.
+        ValueError: if ``width`` or ``initial_gain`` is not positive, or ``widths`` are not five.
     """
 
     channels = 3
@@ -57,6 +57,8 @@ class ContextEncoder(nn.Module):
         for name, value in {"width": width, "initial_gain": initial_gain}.items():
             if not value > 0:
                 raise ValueError(f"{name} = {value} must be positive")
+        if len(widths) != 5:
+            raise ValueError(f"widths = {list(widths)} must be five numbers, one for each halving of the image")
         self.initial_gain = initial_gain
         family = family or Conventional()
         sizes = [family.width(round(width * channels)) for channels in widths]

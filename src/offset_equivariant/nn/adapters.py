@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from offset_equivariant.groups import add_offset, channels_per_group, split_groups
+from offset_equivariant.groups import add_offset, at_least_single, channels_per_group, split_groups
 from offset_equivariant.nn.pooling import make_group_pooling
+from offset_equivariant.nn.precision import autocasts
 
 
 class OffsetAdapter(nn.Module):
@@ -43,7 +44,9 @@ class OffsetAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         subtracted = self._pooled(self.subtract, x)
         added = subtracted if self.add is None else self._pooled(self.add, x)
-        return add_offset(self.module(add_offset(x, -subtracted)), added)
+        y: Tensor = self.module(add_offset(x, -subtracted))
+        # Of the low precision that autocast gives, the sum would be rounded, and the offset with it.
+        return add_offset(y.to(at_least_single(y.dtype)) if autocasts(x) else y, added)
 
     def _pooled(self, pooling: nn.Module, x: Tensor) -> Tensor:
         values: Tensor = pooling(x)

@@ -185,9 +185,10 @@ class TransposedOffsetConstraint(OffsetConstraint):
 class ConstrainedWeight(nn.Module):
     """Mixin of every layer whose ``weight`` obeys Eq. 10 or 16.
 
-    ``constraint="parametrization"`` holds it at all times. ``"projection"`` is cheaper: the layer computes with its
-    plain weight, and ``project_`` must follow each optimiser step. Both take the same path under SGD with momentum
-    and weight decay. A ``state_dict`` of either kind loads into the other.
+    ``constraint="parametrization"`` holds it at all times. With ``"projection"`` the layer computes with its plain
+    weight, and ``project_`` must follow each optimiser step. Both take the same path under SGD with momentum and weight
+    decay; under Adam, which rescales each weight's gradient, projection takes back much of every step
+    (docs/DEVIATIONS.md). A ``state_dict`` of either kind loads into the other.
     """
 
     weight: Tensor

@@ -156,8 +156,8 @@ class _Probe:
     def run(self, inputs: Sequence[Tensor]) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            result: Tensor = self.module(*inputs)
-        return result
+            # Copies, since the module may work in place.
+            return _joined(self.module(*(x.clone() for x in inputs)))
 
     def measure(self, output: Output, training: bool) -> Measurement:
         plain, moved = self.run(self.inputs), self.run(self.moved)
@@ -226,15 +226,24 @@ def _recorded(module: nn.Module) -> Iterator[list[_Call]]:
     """Record name, tensor inputs and output of every submodule's call, in the order in which the calls end."""
     calls: list[_Call] = []
 
-    def hook(name: str) -> Any:
+    begun: list[list[Tensor]] = []
+
+    # Before the call: a module that works in place overwrites its inputs.
+    def begin(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        given = [_joined(x) for x in inputs if isinstance(x, Tensor | ShiftedFeatures)]
+        begun.append([x for x in given if x.is_floating_point()])
+
+    def end(name: str) -> Any:
         def record(_: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
+            given = begun.pop()
             if isinstance(result, Tensor | ShiftedFeatures):
-                given = [_joined(x) for x in inputs if isinstance(x, Tensor | ShiftedFeatures)]
-                calls.append((name, [x for x in given if x.is_floating_point()], _joined(result)))
+                calls.append((name, given, _joined(result)))
 
         return record
 
-    handles = [part.register_forward_hook(hook(name)) for name, part in module.named_modules()]
+    handles = []
+    for name, part in module.named_modules():
+        handles += [part.register_forward_pre_hook(begin), part.register_forward_hook(end(name))]
     try:
         yield calls
     finally:

@@ -200,8 +200,8 @@ class OffsetEquivariant:
 
     Args:
         offset_groups: 1 for grey levels, 3 for RGB, as many as a spectral camera has bands.
-        constraint: how Eq. 10 and 16 are held; with ``projection``, call
-            :func:`~offset_equivariant.nn.constraint.project_` after each optimiser step.
+        constraint: how Eq. 10 and 16 are held, see :class:`~offset_equivariant.nn.constraint.ConstrainedWeight`; with
+            ``projection``, call :func:`~offset_equivariant.nn.constraint.project_` after each optimiser step.
         shortcut_padding: see :class:`~offset_equivariant.nn.residual.OptionAShortcut`.
         init_gain: standard deviation of the initial convolution weights in units of He et al.'s, after projection.
         padding: of convolutions: ``replicate``, the border's own values, as in the paper, or ``offset``, zeros beside
@@ -212,7 +212,7 @@ class OffsetEquivariant:
     """
 
     offset_groups: int = 3
-    constraint: Constraint = "projection"
+    constraint: Constraint = "parametrization"
     shortcut_padding: residual.ShortcutPadding = "inside_groups"
     init_gain: float = 1.0
     padding: BorderPadding = "replicate"

@@ -126,7 +126,8 @@ class BatchNormReLU(FusedNormalisation):
 
     Parameters and buffers are torch's ``BatchNorm2d``'s. Equal to the composition of
     :class:`~offset_equivariant.nn.adapters.BatchNorm2d`, :class:`~offset_equivariant.nn.residual.ResidualMerge` and
-    :class:`~offset_equivariant.nn.adapters.ReLU` up to rounding.
+    :class:`~offset_equivariant.nn.adapters.ReLU` up to rounding; but it can be differentiated only once, and not by
+    ``torch.func``, which these can.
 
     ``SyncBatchNorm.convert_sync_batchnorm`` does not know this module, and would put a plain one in its place; use
     :func:`~offset_equivariant.nn.synchronised.synchronise_batch_norm_`.

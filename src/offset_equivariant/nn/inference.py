@@ -15,6 +15,7 @@ ResNet-50 two to three digits.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any, cast
 
 import torch
@@ -129,8 +130,8 @@ def fuse_for_inference(network: nn.Module) -> nn.Module:
     pairs = _foldable(fused)
     if not pairs:
         raise ValueError(
-            "found no convolution that is followed by BatchNormReLU, or one of torch's by torch's BatchNorm2d; "
-            "there is nothing to fold"
+            "there is nothing to fold: no convolution of this package is followed by BatchNormReLU (put it in the "
+            "place of BatchNorm2d and ReLU), and none of torch's, with a weight of its own, by torch's BatchNorm2d"
         )
     for convolution_name, norm_name in pairs:
         convolution, norm = fused.get_submodule(convolution_name), fused.get_submodule(norm_name)
@@ -152,7 +153,11 @@ def _foldable(network: nn.Module) -> list[tuple[str, str]]:
     try:
         graph = _Tracer().trace(network)
     except Exception as error:
-        raise ValueError(f"{type(network).__name__} cannot be traced by torch.fx: {error}") from error
+        raise ValueError(
+            f"{type(network).__name__} cannot be traced by torch.fx: {error}; give the part of it that can be, from "
+            "the first convolution on"
+        ) from error
+    holders = Counter(id(own) for part in network.modules() for own in part.parameters(recurse=False))
     calls: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -164,8 +169,10 @@ def _foldable(network: nn.Module) -> list[tuple[str, str]]:
         if isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
             names = str(source.target), str(node.target)
             modules = [network.get_submodule(name) for name in names]
-            # A module that is called twice may meet other inputs the other time.
-            if calls[names[0]] == calls[names[1]] == 1 and _fit(*modules):
+            # A module that is called twice may meet other inputs the other time, and so may a weight of two modules.
+            once = calls[names[0]] == calls[names[1]] == 1
+            shared = any(holders[id(own)] > 1 for own in modules[0].parameters(recurse=False))
+            if once and not shared and _fit(*modules):
                 pairs.append(names)
     return pairs
 
@@ -173,7 +180,9 @@ def _foldable(network: nn.Module) -> list[tuple[str, str]]:
 def _fit(convolution: nn.Module, norm: nn.Module) -> bool:
     if isinstance(norm, FusedNormalisation):
         return isinstance(convolution, Conv2d)
-    ordinary = isinstance(convolution, nn.Conv2d) and not isinstance(convolution, ConstrainedWeight)
+    # Of another parametrised layer, ``weight`` is computed anew at every call.
+    owns_weight = "weight" in convolution._parameters
+    ordinary = isinstance(convolution, nn.Conv2d) and owns_weight and not isinstance(convolution, ConstrainedWeight)
     complete = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.running_mean is not None
     return (
         ordinary

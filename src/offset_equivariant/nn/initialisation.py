@@ -11,7 +11,7 @@ from offset_equivariant.nn.constraint import ConstrainedWeight
 
 
 def initialise_conventional_(network: nn.Module) -> None:
-    """He et al.'s normal initialisation of convolutions (fan in) with biases zero; torch's own of the rest."""
+    """He et al.'s normal initialisation of convolutions (fan in), biases zero; of all others torch's own."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -26,7 +26,7 @@ def initialise_constrained_(network: nn.Module, offset_groups: int, init_gain: f
 
     The projection takes one of each K = (channels of a group x taps) degrees of freedom, and a part 1/K of the
     variance with it; the standard deviation is raised by sqrt(K / (K - 1)) so that what is left has the variance
-    that was asked for.
+    that was asked for. Of a transposed convolution, the taps are those that one output meets: all by the stride.
 
     Args:
         network: whose constrained layers are given weights.
@@ -36,10 +36,18 @@ def initialise_constrained_(network: nn.Module, offset_groups: int, init_gain: f
     for layer in network.modules():
         if isinstance(layer, ConstrainedWeight):
             weight = layer._free_weight()
-            fan_in = weight[0].numel()
+            fan_in = _fan_in(layer, weight)
             kept = 1 - offset_groups / fan_in if fan_in > offset_groups else 1.0
             gain = init_gain * math.sqrt(2) if weight.ndim > 2 else math.sqrt(1 / 3)
             weight.normal_(0, gain / math.sqrt(fan_in * kept))
             layer.project_()
             if isinstance(layer.bias, torch.Tensor):
                 nn.init.zeros_(layer.bias)
+
+
+def _fan_in(layer: nn.Module, weight: torch.Tensor) -> float:
+    """How many weights an output meets; of a transposed convolution, on average over its phases."""
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        visible = layer.in_channels // layer.groups
+        return visible * weight[0, 0].numel() / math.prod(layer.stride)
+    return weight[0].numel()

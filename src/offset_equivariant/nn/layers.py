@@ -17,8 +17,8 @@ from offset_equivariant.groups import channels_per_group, expand_groups
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint, OffsetConstraint
 from offset_equivariant.nn.one_position import has_one_position, whole_to_pixel
 from offset_equivariant.nn.padding import PADDING_MODES, pad
-from offset_equivariant.nn.precision import autocasts, past_low_precision
-from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups, without_offset
+from offset_equivariant.nn.precision import autocasts, is_autocast_on, past_low_precision
+from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups, require_tensor, without_offset
 
 #: Pads with the features' own offset.
 OFFSET_PADDING = "offset"
@@ -48,7 +48,7 @@ class Linear(ConstrainedWeight, nn.Linear):
         self._constrain(OffsetConstraint(offset_groups), constraint)
 
     def forward(self, input: Tensor) -> Tensor:
-        if not autocasts(input):
+        if not autocasts(require_tensor(input)):
             return super().forward(input)
         rows = input.reshape(-1, input.shape[-1])
         return past_low_precision(super().forward, rows, self.offset_groups).reshape(*input.shape[:-1], -1)
@@ -120,9 +120,10 @@ class _Conv(ConstrainedWeight):
         """Convolve a tensor, or :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, which stay such."""
         weight, bias = self.weight, cast("Tensor | None", self.bias)
         if not isinstance(input, ShiftedFeatures):
-            if self._pads_with_offset and input.ndim == weight.ndim:
+            beside = self._pads_with_offset or (self.holds_scaled_weight and autocasts(input))
+            if beside and input.ndim == weight.ndim:
                 return self.forward(self._beside_offset(input)).joined()
-            if not autocasts(input) or self.holds_scaled_weight:
+            if not autocasts(input):
                 return self._conv_forward(input, weight, bias)
             return past_low_precision(lambda x: self._conv_forward(x, weight, bias), input, self.offset_groups)
         require_groups(input, self.offset_groups)
@@ -145,7 +146,7 @@ class _Conv(ConstrainedWeight):
 
     def _shifted(self, shift: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The shift of the output: a constant image meets, at every pixel, the sum of the taps."""
-        if torch.is_autocast_enabled(shift.device.type):
+        if is_autocast_on(shift.device.type):
             with torch.autocast(shift.device.type, enabled=False):
                 return self._shifted(shift, weight, bias)
         summed = weight.to(shift.dtype).flatten(2).sum(2)

@@ -17,9 +17,14 @@ from torch import Tensor
 from offset_equivariant.groups import add_offset, at_least_single, group_mean
 
 
+def is_autocast_on(device_type: str) -> bool:
+    """Whether ``torch.autocast`` is at work on a kind of device; not on those, such as ``meta``, that have none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def autocasts(x: Tensor) -> bool:
     """Whether ``torch.autocast`` is at work on tensors like ``x``; it leaves double precision alone."""
-    return x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    return x.dtype != torch.float64 and is_autocast_on(x.device.type)
 
 
 def past_low_precision(layer: Callable[[Tensor], Tensor], x: Tensor, offset_groups: int) -> Tensor:

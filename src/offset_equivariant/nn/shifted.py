@@ -12,7 +12,7 @@ alone, and these stay small however large the offset.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,16 @@ class ShiftedFeatures(NamedTuple):
     shift: Tensor
     offset: Tensor
     padded: Tensor | None = None
+
+    def __add__(self, other: object) -> Any:
+        # A tuple's sum would be a longer tuple, and fail layers later.
+        raise TypeError(
+            "feature maps with their offset beside them are not added: a sum holds the offset twice; for a residual "
+            "connection call BatchNormReLU(input, shortcut), for anything else take .joined() of both"
+        )
+
+    def __radd__(self, other: object) -> Any:
+        return self + other
 
     @property
     def shape(self) -> torch.Size:

@@ -25,6 +25,7 @@ from offset_equivariant.nn.layers import require_torch_groups
 from offset_equivariant.nn.one_position import is_one_pixel, pixel_to_whole
 from offset_equivariant.nn.padding import pad
 from offset_equivariant.nn.precision import autocasts, past_low_precision
+from offset_equivariant.nn.shifted import require_tensor
 
 
 class _ConvTranspose(ConstrainedWeight):
@@ -77,7 +78,7 @@ class _ConvTranspose(ConstrainedWeight):
             ValueError: if ``input`` is no batch, or ``output_size`` cannot be had.
         """
         dimensions = len(self.kernel_size)
-        if input.ndim != dimensions + 2:
+        if require_tensor(input).ndim != dimensions + 2:
             raise ValueError(f"expected a batch (N, C, ...) of {dimensions + 2} axes, got shape {tuple(input.shape)}")
         if autocasts(input):
             return past_low_precision(lambda x: self._transposed(x, output_size), input, self.offset_groups)
