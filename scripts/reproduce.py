@@ -52,12 +52,16 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
     arguments = parse_arguments(words)
     arguments.settings = list(settings)
     records: list[Record] = []
+    committed: list[Record | None] = []
     absent: list[AbsentRow] = []
     for name, seed in runs_of(arguments):
         composed = compose_experiment(name, arguments, seed)
         if composed.weights is not None and not Path(composed.weights).exists():
             absent.append(absent_row(name, seed, composed, arguments))
             continue
+        # Read before: the results may be written where the committed ones are.
+        path = record_path(RELEASED, Run(plain_settings(composed)).config.record_name, seed)
+        committed.append(read_record(path) if path.exists() else None)
         try:
             record = run_configuration(composed)
         except TrainingInterruptedError as interruption:
@@ -71,7 +75,7 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
     if records:
         draw_images(arguments, {record.experiment: record.seed for record in reversed(records)})
         render(Path(arguments.results), arguments)
-        compare_with_committed(records)
+        compare_with_committed(records, committed)
     for row in absent:
         print(row.message, file=sys.stderr)
     return 1 if any(row.released for row in absent) else 0
@@ -211,18 +215,14 @@ def render(results: Path, arguments: argparse.Namespace) -> None:
     print("\n".join(f"wrote {path}" for path in paths))
 
 
-def compare_with_committed(records: list[Record]) -> None:
+def compare_with_committed(records: Sequence[Record], committed: Sequence[Record | None]) -> None:
     """Say how far the numbers are from those committed for the same weights."""
-    for record in records:
-        path = record_path(RELEASED, record.experiment, record.seed)
-        if not path.exists():
-            continue
-        committed = read_record(path)
-        if committed.checkpoint_sha256 != record.checkpoint_sha256:
+    for record, other in zip(records, committed, strict=True):
+        if other is None or other.checkpoint_sha256 != record.checkpoint_sha256:
             continue
         assert record.table is not None
         description = find_table(record.table)
-        values, before = record.metrics[description.metric], committed.metrics[description.metric]
+        values, before = record.metrics[description.metric], other.metrics[description.metric]
         furthest = max(abs(values[s] - before[s]) for s in values.keys() & before.keys())
         name = f"{record.experiment}, seed {record.seed}"
         print(f"{name}: largest difference from the committed record {furthest:.2f} {description.unit}")

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offset_equivariant import building, provenance
+from offset_equivariant import building, experiment, provenance, runs
 from offset_equivariant.building import recognition
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.config import ConfigError, experiment_config
@@ -245,6 +246,20 @@ def test_unfinished_run_is_evaluated_as_what_it_is(done, settings, tmp_path, mon
     assert complete is not None and complete.complete and complete.metrics == done[1].metrics
 
 
+def test_a_run_goes_on_with_the_images_that_it_began_with(settings, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings(), NullTracker())
+
+    def other_images(config, split):
+        return replace(building.load_split(config, split), sha256="0" * 64)
+
+    monkeypatch.setattr(experiment, "load_split", other_images)
+    with pytest.raises(RunDirectoryError, match=r"other images of synthetic: .* those now found is 00000000"):
+        run(settings(), NullTracker())
+
+
 def test_nothing_to_evaluate(settings, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"nothing to evaluate in .*seed=0; train first \(mode=train\), or give"
@@ -286,6 +301,9 @@ def test_damaged_released_weights_are_refused(released, settings, tmp_path):
 def test_released_weights_of_other_settings_are_refused(released, settings, tmp_path):
     with pytest.raises(RunDirectoryError, match=r"the weights .*train\.weight_decay: 0\.\d+ there, 0\.0123 now"):
         run(settings("mode=evaluate", f"weights={released}", "train.weight_decay=0.0123"), NullTracker())
+    # Said instead of every weight whose size differs.
+    with pytest.raises(RunDirectoryError, match=r"model\.family: 'offset_equivariant' there, 'conventional' now"):
+        run(settings("model=resnet20_original", "mode=evaluate", f"weights={released}"), NullTracker())
     with pytest.raises(RunDirectoryError, match="seed: 0 there, 1 now"):
         run(settings("mode=evaluate", f"weights={released}", "seed=1"), NullTracker())
     assert not (tmp_path / "results").exists()
@@ -317,7 +335,7 @@ def test_validation_images_are_training_images_that_the_training_does_without(se
     for seed in (0, 1):
         config = experiment_config(settings("dataset.validation_images=20", f"seed={seed}"))
         train, held_out = building.load_split(config, "train"), building.load_split(config, "evaluation")
-        assert (len(train), len(held_out), held_out.split) == (44, 20, "train")
+        assert (len(train), len(held_out), held_out.split) == (44, 20, "validation")
         pixels = [{image.numpy().tobytes() for image in part.images} for part in (train, held_out, whole)]
         assert not pixels[0] & pixels[1]
         assert pixels[0] | pixels[1] == pixels[2] and len(pixels[2]) == 64
@@ -420,21 +438,30 @@ def test_saturations_that_would_be_one_key_are_refused(settings):
 
 
 def test_a_complete_evaluation_is_not_repeated(done, settings, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(provenance, "commit", lambda: ("c" * 40, False))
+    monkeypatch.setattr(runs, "code_version", lambda: ("c" * 40, False))
     chosen = settings()
     first = run(chosen, NullTracker())
     with caplog.at_level(logging.INFO):
         assert run(chosen, NullTracker()) == first
     assert "the evaluation is complete" in caplog.text
-    monkeypatch.setattr(provenance, "commit", lambda: ("d" * 40, False))
+    monkeypatch.setattr(runs, "code_version", lambda: ("d" * 40, False))
     again = run(chosen, NullTracker())
     assert again is not None and first is not None
     assert (again.commit, first.commit) == ("d" * 40, "c" * 40) and again.metrics == first.metrics
 
 
-def test_the_commit_is_the_one_at_the_start(settings, monkeypatch):
+@pytest.fixture
+def first_asked():
+    """A process that has not asked for its commit, before and after."""
+    runs.code_version.cache_clear()
+    yield
+    runs.code_version.cache_clear()
+
+
+def test_the_commit_is_the_one_that_was_loaded(settings, monkeypatch, first_asked):
     commits = iter(["a" * 40])
     monkeypatch.setattr(provenance, "commit", lambda: (next(commits), False))
     record = run(settings(), NullTracker())
     assert record is not None
     assert (record.commit, record.training_commits) == ("a" * 40, ["a" * 40])
+    assert Run(settings("seed=1")).commit == "a" * 40  # another job of the same process

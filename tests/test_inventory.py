@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from offset_equivariant import inventory, provenance
+from offset_equivariant import inventory, runs
 from offset_equivariant.inventory import experiments_on, missing_records
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.reporting.records import (
@@ -143,7 +143,7 @@ def test_all_is_rendered_and_tracked_in_one_run_and_the_rest_is_listed(
 def test_what_is_missing_is_made_when_asked_for(load_script, root, tiny_words, capsys, monkeypatch):
     monkeypatch.setattr(inventory, "experiments_of", lambda prefix: ["table1_original"] if prefix == "table1" else [])
     # What uncommitted code measures would go on missing.
-    monkeypatch.setattr(provenance, "commit", lambda: ("0" * 40, False))
+    monkeypatch.setattr(runs, "code_version", lambda: ("0" * 40, False))
     words = [*tiny_words, f"paths.runs={root}/runs", "distortion.saturations=[0.0,0.5,0.9]"]
     assert load_script("reproduce_all").main(["--run", "missing", "--logger", "none"], root, words) == 0
     assert "nothing is missing" in capsys.readouterr().out

@@ -21,14 +21,25 @@ from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record, RecordError, record_path
 from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import RunDirectoryError
+from offset_equivariant.training.checkpoint import CheckpointError
 from offset_equivariant.training.loop import NonFiniteLossError
 from offset_equivariant.training.ranks import is_first, joined_ranks, wait_for_all
 from offset_equivariant.training.stopping import TrainingInterruptedError
+from offset_equivariant.training.weights import WeightsError
 
 log = logging.getLogger(__name__)
 
 #: These say what to do, and where in the code they came from does not help.
-EXPLAINED_ERRORS = (ConfigError, RunDirectoryError, RecordError, DataError, NonFiniteLossError, FileNotFoundError)
+EXPLAINED_ERRORS = (
+    ConfigError,
+    RunDirectoryError,
+    RecordError,
+    DataError,
+    WeightsError,
+    CheckpointError,
+    NonFiniteLossError,
+    FileNotFoundError,
+)
 
 
 def run_configuration(composed: DictConfig) -> Record | None:

@@ -127,6 +127,8 @@ def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) 
         # For its errors, which are to be found before any work.
         first_rank_first(lambda: load_split(run.config, "evaluation"))
     images = first_rank_first(lambda: load_split(run.config, "train")).to(device)
+    if saved is not None:
+        _require_same_images(run, saved.notes, images)
     plan = plan_training(run.config, network, images)
     if plan.watch is not None and saved is not None:
         for scalars in journal_lines(run.directory, saved.step):
@@ -268,6 +270,21 @@ def _require_same_balancing(config: ExperimentConfig, what: str, facts: Mapping[
             f"{what} learned from images that another network balanced: its digest was {facts[BALANCING_WEIGHTS][:8]}, "
             f"that of strategy.weights = {config.strategy.weights} is {now[BALANCING_WEIGHTS][:8]}. Give the network "
             "that was there, or train anew under another name="
+        )
+
+
+def _require_same_images(run: Run, notes: Mapping[str, Any], images: Images) -> None:
+    """Check that a run goes on with the images that it began with.
+
+    Raises:
+        RunDirectoryError: if it would not.
+    """
+    before = notes.get("data_sha256", images.sha256)
+    if before != images.sha256:
+        raise RunDirectoryError(
+            f"the run in {run.directory} learned from other images of {run.config.dataset.name}: their digest was "
+            f"{before[:8]}, that of those now found is {images.sha256[:8]}. Give the paths.data= that it began with, "
+            "or train anew under another name="
         )
 
 

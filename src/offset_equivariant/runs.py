@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState, last_means
 from offset_equivariant.training.ranks import is_first
-from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights
+from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights, verified_facts
 
 #: Settings among those of the training that do not change what is learned: how often a run is looked at or saved, and
 #: where its data come from.
@@ -42,6 +43,15 @@ def released_weights_path(results: Path, experiment: str, seed: int) -> Path:
     return results / "checkpoints" / f"{experiment}-seed{seed}.safetensors"
 
 
+@functools.cache
+def code_version() -> tuple[str, bool]:
+    """Return :func:`~offset_equivariant.provenance.commit`, asked once.
+
+    The code that runs is the one that was loaded, whatever is committed while the runs of a process go on for days.
+    """
+    return provenance.commit()
+
+
 class Run:
     """One experiment at one seed, and its directory, which the configuration alone decides.
 
@@ -57,8 +67,7 @@ class Run:
         self.config: ExperimentConfig = experiment_config(settings)
         self.directory = Path(self.config.paths.runs) / self.config.experiment / f"seed={self.config.seed}"
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
-        # Asked now: the code that runs is the one that was there when it was loaded.
-        self.commit, self.dirty = provenance.commit()
+        self.commit, self.dirty = code_version()
 
     @property
     def weights_path(self) -> Path:
@@ -136,17 +145,19 @@ class Run:
             return self._no_weights()
         path = self.weights_path if self.config.weights is None else Path(self.config.weights)
         if self.config.weights is None:
+            if self.checkpoints.paths():
+                # Before another network is loaded, or the weights are written anew, with these settings as theirs.
+                self.claim()
             state = self.saved_state(network)
             if state is not None:
-                # Before the weights are written anew, with these settings as theirs.
-                self.claim()
                 self.write_weights(network, state)
             elif not path.exists():
                 raise FileNotFoundError(
                     f"there is nothing to evaluate in {self.directory}; train first (mode=train), or give weights="
                 )
-        facts = load_weights(network, path)
+        facts = verified_facts(path)
         _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
+        load_weights(network, path)
         return Weights(path, provenance.file_sha256(path), facts)
 
     def _no_weights(self) -> Weights:

@@ -275,6 +275,33 @@ def test_handler_that_was_there_before_has_its_turn_after_the_checkpoint(tmp_pat
     assert task.module.weight.item() == expected
 
 
+def test_every_handler_whose_signal_came_in_one_step_has_its_turn(tmp_path, handled):
+    calls, _ = handled
+
+    def preempted(task, loss):  # as submitit does; the last one to come only bypasses
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    with pytest.raises(Requeued):
+        fit(Descent({3: preempted}), tmp_path, settings(checkpoint_seconds=3600))
+    assert (signal.SIGUSR2, [3]) in calls
+
+
+def test_a_signal_during_the_last_checkpoint_is_answered(tmp_path, handled, monkeypatch):
+    calls, _ = handled
+    save = Checkpoints.save
+
+    def interrupted(self, step, state):
+        save(self, step, state)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    monkeypatch.setattr(Checkpoints, "save", interrupted)
+    with pytest.raises(Requeued):
+        fit(Descent(), tmp_path, settings(checkpoint_seconds=3600))
+    assert [number for number, _ in calls] == [signal.SIGUSR2]
+
+
 def twice(number):
     def event(task, loss):
         os.kill(os.getpid(), number)

@@ -6,7 +6,14 @@ import torch
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn.constraint import constraint_error
 from offset_equivariant.nn.families import Conventional, OffsetEquivariant
-from offset_equivariant.training.weights import DIGESTS, add_digest, load_weights, read_digests, save_weights
+from offset_equivariant.training.weights import (
+    DIGESTS,
+    WeightsError,
+    add_digest,
+    load_weights,
+    read_digests,
+    save_weights,
+)
 
 
 def equivariant(constraint: str, seed: int) -> CifarResNet:
@@ -90,3 +97,12 @@ def test_a_file_that_the_list_of_digests_lacks_is_refused(tmp_path):
     load_weights(network, tmp_path / "listed.safetensors")
     with pytest.raises(ValueError, match=r"other\.safetensors is not in .*SHA256SUMS"):
         load_weights(network, tmp_path / "other.safetensors")
+
+
+def test_what_is_no_file_of_weights_is_said_before_anything_is_loaded(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(WeightsError, match="is not a file of weights"):
+        load_weights(network, tmp_path / "text.safetensors")
+    with pytest.raises(WeightsError, match="is no file; give a file of weights, such as"):
+        load_weights(network, tmp_path)

@@ -45,7 +45,7 @@ class Images(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Digest of the pixels and labels."""
+        """Digest of the images: of pixels in memory, of names and sizes of files."""
 
     def __len__(self) -> int:
         """How many."""

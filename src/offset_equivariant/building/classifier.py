@@ -18,7 +18,7 @@ from offset_equivariant.models.resnet import RESNETS
 from offset_equivariant.nn import FAMILIES, fuse_for_inference
 from offset_equivariant.provenance import file_sha256, repository_root
 from offset_equivariant.tasks.recognition import InputPipeline
-from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, read_facts
+from offset_equivariant.training.weights import BALANCING_WEIGHTS, WeightsError, load_weights, read_facts
 
 
 def load_classifier(weights: Path) -> Callable[[Tensor], Tensor]:
@@ -36,7 +36,7 @@ def load_classifier(weights: Path) -> Callable[[Tensor], Tensor]:
     settings = facts.get("config", {})
     model, dataset, strategy = (settings.get(name, {}) for name in ("model", "dataset", "strategy"))
     if model.get("architecture") not in RESNETS:
-        raise ValueError(f"{weights} holds no network of the architectures {', '.join(RESNETS)}")
+        raise WeightsError(f"{weights} holds no network of the architectures {', '.join(RESNETS)}")
     family = FAMILIES[model["family"]](**model["family_options"])
     network: nn.Module = RESNETS[model["architecture"]](
         classes=dataset["classes"], family=family, **model.get("options", {})

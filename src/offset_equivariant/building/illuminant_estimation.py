@@ -36,7 +36,7 @@ from offset_equivariant.tasks.illuminant_estimation import (
     statistical_estimator,
 )
 from offset_equivariant.training.cross_validation import CrossValidated, CrossValidationTraining
-from offset_equivariant.training.weights import load_weights, read_facts
+from offset_equivariant.training.weights import WeightsError, load_weights, read_facts
 
 HEADLINE = ("median_reproduction_error_degrees", "°")
 _DATASETS: dict[str, Callable[..., IlluminantImages]] = {"nus": load_nus, "nus_synthetic": synthetic_scenes}
@@ -136,7 +136,7 @@ def load_estimators(weights: Path) -> tuple[list[Callable[[Tensor], Tensor]], in
     settings = read_facts(weights).get("config", {})
     model, dataset = settings.get("model", {}), settings.get("dataset", {})
     if model.get("architecture") != "cerberus":
-        raise ValueError(f"{weights} holds no network of the architecture cerberus")
+        raise WeightsError(f"{weights} holds no network of the architecture cerberus")
     family = FAMILIES[model["family"]](**model["family_options"])
     network = CrossValidated(lambda: ColorCerberus(family, **model["options"]), _networks(dataset))
     load_weights(network, weights)

@@ -43,7 +43,7 @@ from offset_equivariant.tasks.inpainting_evaluation import (
     network_filler,
 )
 from offset_equivariant.tasks.inpainting_watch import InpaintingWatch
-from offset_equivariant.training.weights import load_weights, read_facts
+from offset_equivariant.training.weights import WeightsError, load_weights, read_facts
 
 HEADLINE = ("psnr_db", "dB")
 _FOLDERS: dict[str, Callable[..., PhotoImages]] = {
@@ -164,7 +164,7 @@ def load_filler(weights: Path) -> Filler:
     settings = read_facts(weights).get("config", {})
     model, dataset = settings.get("model", {}), settings.get("dataset", {})
     if model.get("architecture") != "context_encoder":
-        raise ValueError(f"{weights} holds no network of the architecture context_encoder")
+        raise WeightsError(f"{weights} holds no network of the architecture context_encoder")
     network = ContextEncoder(FAMILIES[model["family"]](**model["family_options"]), **model["options"])
     load_weights(network, weights)
     representation = representation_of(RepresentationConfig(**model["representation"]), dataset["statistics"])
@@ -181,6 +181,10 @@ def load_split(config: ExperimentConfig, split: str) -> PhotoImages:
     images = _load(config, "test" if split == "evaluation" and not held_out else "train")
     if not held_out:
         return images
+    if held_out >= len(images):
+        raise ConfigError(
+            f"dataset.validation_images = {held_out}, but {config.dataset.name} has only {len(images)} training photos"
+        )
     order = np.random.default_rng(0).permutation(len(images))
     if split == "train":
         return images.subset(order[held_out:].tolist())

@@ -19,7 +19,7 @@ from offset_equivariant.data.photo_images import PhotoImages
 from offset_equivariant.models.quasi_unsupervised import QuasiUnsupervised, estimate_illuminants
 from offset_equivariant.performance.settings import CompiledOrEager
 from offset_equivariant.tasks.quasi_unsupervised import ConstancyEvaluation, QuasiUnsupervisedTraining
-from offset_equivariant.training.weights import load_weights, read_facts
+from offset_equivariant.training.weights import WeightsError, load_weights, read_facts
 
 HEADLINE = ("median_recovery_error_degrees", "°")
 #: Height and width of the images of data sets with classes.
@@ -112,8 +112,7 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages | PhotoIm
     order = np.random.default_rng(0).permutation(len(images)).tolist()
     if split == "train":
         return images.subset(order[held_out:])
-    chosen = images.subset(order[:held_out])
-    return replace(chosen, split="validation") if isinstance(chosen, PhotoImages) else chosen
+    return replace(images.subset(order[:held_out]), split="validation")
 
 
 def read_photos(folder: str, size: int = 256, progress: bool = True) -> PhotoImages:
@@ -142,7 +141,7 @@ def load_balancing_network(path: Path) -> QuasiUnsupervised:
     """
     model = read_facts(path).get("config", {}).get("model", {})
     if model.get("architecture") != "quasi_unsupervised":
-        raise ValueError(f"strategy.weights: {path} holds no network of the architecture quasi_unsupervised")
+        raise WeightsError(f"strategy.weights: {path} holds no network of the architecture quasi_unsupervised")
     network = QuasiUnsupervised(**model["options"])
     load_weights(network, path)
     return network

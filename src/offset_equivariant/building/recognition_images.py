@@ -6,6 +6,7 @@ Here alone the two are told apart; the task knows batches by step, and images by
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -108,7 +109,9 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages | ImageFi
     if not held_out:
         return images
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
-    return images.subset(order[:held_out] if split == "evaluation" else order[held_out:])
+    if split == "train":
+        return images.subset(order[held_out:])
+    return replace(images.subset(order[:held_out]), split="validation")
 
 
 def training_batches(

@@ -39,9 +39,9 @@ class RandomCrops:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.area[0] <= self.area[1] <= 1:
+        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area = {self.area} must be two parts of the image in (0, 1], the smaller one first")
-        if not 0 < self.aspect_ratio[0] <= self.aspect_ratio[1] < math.inf:
+        if len(self.aspect_ratio) != 2 or not 0 < self.aspect_ratio[0] <= self.aspect_ratio[1] < math.inf:
             raise ValueError(f"aspect_ratio = {self.aspect_ratio} must be two positive ratios, the smaller one first")
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

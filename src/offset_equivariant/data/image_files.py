@@ -35,7 +35,7 @@ class ImageFiles:
 
     Attributes:
         name: the data set, for example ``"ilsvrc12"``.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"``, ``"test"``, or ``"validation"`` for images held out of the first.
         folder: the folder that the names are relative to.
         names: relative names, bytes of shape (N,), as `os.fsencode` gives them.
         sizes: of the files, in bytes, int64 of shape (N,).
@@ -67,7 +67,8 @@ class ImageFiles:
 
     def __post_init__(self) -> None:
         try:
-            check_split(self.split)
+            if self.split != "validation":
+                check_split(self.split)
         except ValueError as error:
             raise ImageDataError(str(error)) from error
         if self.names.dtype.kind != "S" or self.names.ndim != 1:

@@ -31,7 +31,7 @@ class LabelledImages:
 
     Attributes:
         name: the data set, for example ``"cifar10"``.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"``, ``"test"``, or ``"validation"`` for images held out of the first.
         images: uint8 tensor of shape (N, 3, H, W), gamma-encoded sRGB in 0 to 255.
         labels: int64 tensor of shape (N,), indices into ``classes``.
         classes: names of the classes.

@@ -53,7 +53,8 @@ class Record:
         steps: Training steps taken.
         total_steps: Training steps of the complete schedule.
         checkpoint_sha256: Digest of the evaluated weights.
-        data_sha256: Split -> digest of its pixels; ``balancing_weights`` -> that of the network that balances them.
+        data_sha256: Split -> digest of its images, of pixels in memory, of names and sizes of files;
+            ``balancing_weights`` -> that of the network that balances them.
         environment: Versions of the libraries, device.
         train_seconds: Seconds spent on training.
         evaluate_seconds: Seconds spent on evaluation.

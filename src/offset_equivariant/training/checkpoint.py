@@ -24,6 +24,10 @@ from offset_equivariant.tasks.task import Stateful
 log = logging.getLogger(__name__)
 
 
+class CheckpointError(RuntimeError):
+    """Checkpoints that cannot be read; says what to do."""
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run, in one directory, the newest ``keep`` kept."""
@@ -52,7 +56,7 @@ class Checkpoints:
         One that cannot be read is named in a warning and passed over.
 
         Raises:
-            RuntimeError: if there are checkpoints and none can be read.
+            CheckpointError: if there are checkpoints and none can be read.
         """
         paths = self.paths()
         for path in reversed(paths):
@@ -62,7 +66,7 @@ class Checkpoints:
             except Exception as error:  # a damaged file fails in many ways, all of which mean the same
                 log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, error)
         if paths:
-            raise RuntimeError(
+            raise CheckpointError(
                 f"none of the checkpoints in {self.directory} can be read; remove the folder to begin anew"
             )
         return None

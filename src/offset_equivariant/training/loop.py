@@ -138,6 +138,9 @@ def fit(
                 wait_for_all()
                 stop.answer(state.step)
                 stopping = False
+        # A signal may have come since the last step read its losses.
+        if any_rank(stop.requested):
+            stop.answer(state.step)
     return state
 
 

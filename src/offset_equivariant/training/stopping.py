@@ -29,16 +29,18 @@ _DEFAULT_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler,
 class StopRequest:
     """Turns signals into a request, answered at the end of a step, however many come. A second Ctrl-C is as usual.
 
-    A handler that was there before, such as submitit's, which puts its job back into the queue and ends the process,
-    has its turn when the checkpoint is written.
+    Handlers that were there before, such as submitit's, which puts its job back into the queue and ends the process,
+    have their turn when the checkpoint is written: all whose signals came, since a batch system sends several at once.
     """
 
     def __init__(self) -> None:
-        # Until a signal comes: what is said where another rank got one.
-        self.name = "another rank"
-        self.number = int(signal.SIGTERM)
-        self.requested = False
+        self._came: list[int] = []
         self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came that was not answered."""
+        return bool(self._came)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -51,21 +53,25 @@ class StopRequest:
             signal.signal(number, handler)
 
     def answer(self, step: int) -> None:
-        """Do what the signal asks for, now that the run is checkpointed at ``step``; return to go on training.
+        """Do what the signals ask for, now that the run is checkpointed at ``step``; return to go on training.
 
         Raises:
-            TrainingInterruptedError: if there was no handler before.
+            TrainingInterruptedError: if there was no handler of one of them before, or none came to this rank.
         """
-        handler = self._previous.get(self.number)
-        if not self.requested or handler in _DEFAULT_HANDLERS:
+        came, self._came = list(dict.fromkeys(self._came)), []
+        unhandled = [number for number in came if self._previous.get(number) in _DEFAULT_HANDLERS]
+        for number in came:
+            if number not in unhandled:
+                self._previous[number](number, None)
+        if unhandled or not came:
+            name = signal.Signals(unhandled[0]).name if unhandled else "another rank"
             raise TrainingInterruptedError(
-                f"stopped by {self.name} at step {step}; the same command goes on from there", self.number
+                f"stopped by {name} at step {step}; the same command goes on from there",
+                unhandled[0] if unhandled else int(signal.SIGTERM),
             )
-        self.requested = False
-        handler(self.number, None)
 
     def _request(self, number: int, _: FrameType | None) -> None:
-        self.name, self.number, self.requested = signal.Signals(number).name, number, True
+        self._came.append(number)
         # The others may well come twice, from a launcher and from the batch system, while the step still computes.
         if number == signal.SIGINT and self._previous[number] in _DEFAULT_HANDLERS:
             signal.signal(number, self._previous[number])

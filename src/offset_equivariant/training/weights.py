@@ -23,6 +23,10 @@ DIGESTS = "SHA256SUMS"
 BALANCING_WEIGHTS = "balancing_weights"
 
 
+class WeightsError(ValueError):
+    """A file of weights that cannot be used; says why, and what to do."""
+
+
 def save_weights(network: nn.Module, path: Path, facts: Mapping[str, Any]) -> str:
     """Write the network's weights and buffers, constraints applied, and return the file's SHA-256.
 
@@ -44,14 +48,24 @@ def load_weights(network: nn.Module, path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if there is a ``SHA256SUMS`` beside the file and it lacks it, or has another digest for it.
+        WeightsError: as :func:`verified_facts`.
         RuntimeError: if the weights are of another network.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"there are no weights at {path}")
-    if (path.parent / DIGESTS).exists():
-        _check_digest(path)
+    facts = verified_facts(path)
     network.load_state_dict(load_file(path))
+    return facts
+
+
+def verified_facts(path: Path) -> dict[str, Any]:
+    """Return the facts in a file of weights, and check its digest where there is a list of digests beside it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        WeightsError: if it is not a safetensors file, or if there is a ``SHA256SUMS`` beside it that lacks it or has
+            another digest for it.
+    """
+    if path.is_file() and (path.parent / DIGESTS).exists():
+        _check_digest(path)
     return read_facts(path)
 
 
@@ -60,26 +74,26 @@ def read_facts(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a safetensors file.
+        WeightsError: if it is not a safetensors file.
     """
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at {path}")
     if not path.is_file():
-        raise ValueError(f"{path} is no file; give a file of weights, such as {path / 'weights.safetensors'}")
+        raise WeightsError(f"{path} is no file; give a file of weights, such as {path / 'weights.safetensors'}")
     try:
         with safe_open(path, "pt") as file:
             facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a file of weights: {error}") from error
+        raise WeightsError(f"{path} is not a file of weights: {error}") from error
     return facts
 
 
 def _check_digest(path: Path) -> None:
     listed, sums = read_digests(path.parent).get(path.name), path.parent / DIGESTS
     if listed is None:
-        raise ValueError(f"{path} is not in {sums}: it is not a released file; release it, or move it elsewhere")
+        raise WeightsError(f"{path} is not in {sums}: it is not a released file; release it, or move it elsewhere")
     if listed != file_sha256(path):
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {sums}; restore the file")
+        raise WeightsError(f"{path} is damaged: its SHA-256 is not the one in {sums}; restore the file")
 
 
 def read_digests(directory: Path) -> dict[str, str]:
