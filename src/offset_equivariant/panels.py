@@ -26,10 +26,13 @@ from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluatio
 PANELS: dict[str, dict[str, str]] = {
     "cifar10": {"original": "table1_original", "equivariant": "table1_equivariant"},
     "nus": {"original": "table3_original", "equivariant, filled": "table3_equivariant_filled"},
-    "paris_street_view": {"original": "table4_original", "equivariant": "table4_equivariant_relative"},
+    "paris_street_view": {
+        "original": "table4_original",
+        "equivariant, relative clipping": "table4_equivariant_relative",
+    },
     "facades": {
         "original, small": "table4_facades_small_original",
-        "equivariant, small": "table4_facades_small_equivariant_relative",
+        "equivariant, relative clipping, small": "table4_facades_small_equivariant_relative",
     },
 }
 #: Number of Figure 8's image among the test images.

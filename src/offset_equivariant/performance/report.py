@@ -23,6 +23,8 @@ AIMS_BESIDE_THE_AUTHORS = {
 }
 #: Forward passes that the arithmetic of a training step amounts to, about.
 _PASSES = {"training": 1, "evaluation": 3}
+#: Times as long as a step that profiling alone may take.
+_MOST_BY_PROFILING = 2
 
 
 def write_performance(root: Path) -> Path:
@@ -52,7 +54,7 @@ def render_benchmark(found: dict[str, Any]) -> str:
         _training(found["training"]),
         _others(found),
         _beside_the_authors(found),
-        _profile(found["profile"]),
+        _profile(found["profile"], {n: found["training"][n]["ms"]["median"] for n in ("original", "equivariant")}),
         _growth(found["growth"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -204,8 +206,9 @@ def _beside_the_authors(found: dict[str, Any]) -> str:
         for network, theirs in rates.items()
     ]
     return (
-        "**Beside the authors' code** (images/s; theirs was measured end to end on another machine with two such "
-        "cores, and not by `make benchmark`; evaluation is the sweep's rate at one saturation)\n\n"
+        "**Beside the authors' code** (images/s; theirs was measured end to end on another machine with two cores of a "
+        "kind that was not recorded, and not by `make benchmark`, so that the ratios are rough; evaluation is the "
+        "sweep's rate at one saturation)\n\n"
         + _table(("What", "authors' code", "here", "times as fast", "aim", "at most"), rows)
         + "\n\nAt most: with the arithmetic at the rate of this machine's matrix products, and nothing else to do."
     )
@@ -218,20 +221,33 @@ def _most_images_per_second(found: dict[str, Any], what: str, network: str) -> f
     return float(_PASSES[what] * images / (step["floor"]["arithmetic_ms"] / 1000))
 
 
-def _profile(found: dict[str, dict[str, float]]) -> str:
-    """Where a step's time goes; operators in the order of the equivariant network's times."""
+def _profile(found: dict[str, dict[str, float]], step_ms: dict[str, float]) -> str:
+    """Where a step's time goes; operators in the order of the equivariant network's times.
+
+    Args:
+        found: network -> operator -> ms in the operator itself.
+        step_ms: network -> ms of a step that was not profiled.
+    """
     names = list(dict.fromkeys([*found["equivariant"], *found["original"]]))
     names = [name for name in names if name != "others"] + ["others"]
+    totals = {network: sum(of.values()) for network, of in found.items()}
     rows = [
         (
             name if name == "others" else f"`{name}`",
-            *(f"{of[name]:.1f}" if name in of else "–" for of in found.values()),
+            *(f"{100 * of[name] / totals[network]:.0f} %" if name in of else "–" for network, of in found.items()),
         )
         for name in names
     ]
-    return "**Where a training step's time goes** (eager, profiled, ms in the operator itself)\n\n" + _table(
-        ("Operator", *(NAMES[network] for network in found)), rows
-    )
+    slow = [
+        f"{totals[network]:.0f} ms in place of {ms:.0f} ms ({NAMES[network]})"
+        for network, ms in step_ms.items()
+        if totals[network] > _MOST_BY_PROFILING * ms
+    ]
+    text = "**Where a training step's time goes** (eager, profiled, in the operator itself)\n\n"
+    text += _table(("Operator", *(NAMES[network] for network in found)), rows)
+    if slow:
+        text += f"\n\nThe machine was busy meanwhile, so that the shares are rough: a step took {' and '.join(slow)}."
+    return text
 
 
 def _growth(rows: Sequence[dict[str, Any]]) -> str:

@@ -29,7 +29,7 @@ from offset_equivariant.storage import replace_file
 # Tol's muted colours; and a marker each.
 _STYLES = {
     "original": ("#D55E00", "o"),
-    "preprocessing_grey_world": ("#999999", "v"),
+    "preprocessing_grey_world": ("#555555", "v"),
     "preprocessing_shades_of_grey": ("#CC79A7", "^"),
     "preprocessing_max_rgb": ("#882255", "<"),
     "preprocessing_grey_edge": ("#999933", ">"),
@@ -39,15 +39,17 @@ _STYLES = {
     "equivariant": ("#0072B2", "P"),
     "equivariant_relative": ("#56B4E9", "X"),
     "equivariant_filled": ("#56B4E9", "X"),
-    "grey_world": ("#999999", "v"),
+    "grey_world": ("#555555", "v"),
     "shades_of_grey": ("#CC79A7", "^"),
-    "max_rgb": ("#E69F00", "D"),
-    "grey_edge": ("#009E73", "s"),
+    "max_rgb": ("#882255", "<"),
+    "grey_edge": ("#999933", ">"),
     "mean_colour": ("#999999", "v"),
     "telea": ("#666666", "^"),
     "navier_stokes": ("#BBBBBB", "D"),
 }
 _LINES = ("-", "--", ":", "-.")
+#: Rows that are told apart from others by dashes too, or lie upon another.
+_DASHED = ("preprocessing_", "grey_edge")
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markersize": 10, "markeredgewidth": 1.4, "linestyle": "none"}
 
 
@@ -177,9 +179,10 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
     _dress(axes, description.axis, (description.figure_bottom, top))
     for panel in zoomed:
         _dress(panel, f"{description.axis}, enlarged", _range(curves, description.baseline))
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+    # Long enough to show dashes as such.
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, handlelength=3.2)
     if beyond:
-        note = [Line2D([], [], linestyle="none", label=line) for line in _beyond(beyond, description.unit)]
+        note = [Line2D([], [], linestyle="none", label=line) for line in _beyond(beyond, description.unit, panels)]
         legend = {"handlelength": 0, "handletextpad": 0, "labelcolor": "0.3", "labelspacing": 0.25}
         figure.legend(handles=note, loc="outside right lower", frameon=False, fontsize=8.5, **legend)
     return figure
@@ -241,7 +244,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, marker: str) -> Line2D:
         marker=marker,
         markersize=5.5,
         linewidth=1.7,
-        linestyle=_LINES[curve.line % len(_LINES)],
+        linestyle=_LINES[(curve.line + curve.style.startswith(_DASHED)) % len(_LINES)],
         label=curve.title,
         zorder=3,
     )
@@ -263,8 +266,9 @@ def _dress(axes: Axes, label: str, limits: tuple[float, float] | None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _beyond(points: Sequence[tuple[float, str]], unit: str) -> list[str]:
+def _beyond(points: Sequence[tuple[float, str]], unit: str, panels: int) -> list[str]:
+    axis = "axis" if panels == 1 else "upper axis"
     lines = []
     for saturation in sorted({s for s, _ in points}):
-        lines += [f"Beyond the axis, at S = {saturation} ({unit}):", *(text for s, text in points if s == saturation)]
+        lines += [f"Beyond the {axis}, at S = {saturation} ({unit}):", *(text for s, text in points if s == saturation)]
     return lines

@@ -95,7 +95,7 @@ def image_figure(panel: ImagePanel) -> Figure:
             if row == 0:
                 axes.set_title(f"S = {panel.saturations[column]:.1f}", fontsize=12)
             if column == 0:
-                axes.set_ylabel(title, fontsize=11)
+                axes.set_ylabel(title.replace(", ", ",\n"), fontsize=11)
             if title in panel.values:
                 axes.set_xlabel(f"{panel.values[title][column]:.1f}{panel.unit}", fontsize=10)
     return figure

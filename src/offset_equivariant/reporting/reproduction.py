@@ -22,8 +22,8 @@ from offset_equivariant.storage import replace_file
 SATURATIONS = tuple(s / 10 for s in range(11))
 #: By the number of the table: why its numbers are not the paper's, as far as that is known.
 _WHY = {
-    1: "`train=fast` takes a fourteenth of the paper's steps, and the equivariant network learns more slowly, for a "
-    "reason that is open ([more](DEVIATIONS.md#differences-from-the-papers-protocol)).",
+    1: "`train=fast` takes a fourteenth of the paper's steps, and the equivariant network is behind after as many, for "
+    "a reason that is open ([more](DEVIATIONS.md#differences-from-the-papers-protocol)).",
     2: "ILSVRC-12 is given out on registration, and 90 epochs of it need a GPU. Imagenette, ten of its classes, stands "
     "in for it, for eight epochs of small images, after which the equivariant network is far from done "
     "([more](DEVIATIONS.md#resnet-50-table-2)).",
@@ -31,7 +31,7 @@ _WHY = {
     "searched for. What the paper shows the network where a pixel is unlit is open too; under coloured light those "
     "pixels, and the clipping of dark ones, are all that moves the equivariant network's estimate "
     "([more](DEVIATIONS.md#illuminant-estimation-table-3)). The paper may have computed its numbers by another ratio "
-    "than that of its Eq. 29: with the usual one the original network is much nearer to them "
+    "than that of its Eq. 29: with the usual one the original network is much nearer to them at S = 0.9 "
     "([both](../results/tables/table3.md), [more](DEVIATIONS.md#errata-of-the-paper-with-evidence)).",
     4: "Paris Street View is given out by its authors on request only. CMP facades, fewer than a tenth as many photos, "
     "stand in for it ([more](DEVIATIONS.md#inpainting-table-4)).",

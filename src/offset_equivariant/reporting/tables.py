@@ -199,6 +199,7 @@ def _supplement(table: Table, supplement: Supplement, notes: list[str]) -> list[
             for metric, s in supplement.columns.values()
         ]
         has_it = all(supplement.needs is None or supplement.needs in record.metrics for record in row.records)
+        has_it &= not any(supplement.not_with in record.metrics for record in row.records)
         if row.records and has_it and any(None not in of_seeds for of_seeds in values):
             shown = [_mean(of_seeds, table.description.decimals) for of_seeds in values]
             lines.append([_strategy(table, row, notes), *shown])
