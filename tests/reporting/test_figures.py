@@ -80,7 +80,7 @@ def test_figure2_writes_what_lies_beyond_the_axis(records):
     figure = figure2(records)
     assert figure.axes[0].get_ylim() == (0.0, 35.0)
     note = [text.get_text() for text in figure.legends[1].get_texts()]
-    assert note == ["Beyond the axis, at S = 1.0 (%):", "Original: 64.2"]
+    assert note == ["Beyond the upper axis, at S = 1.0 (%):", "Original: 64.2"]
     assert len(figure2(records[1:]).legends) == 1
 
 

@@ -46,7 +46,7 @@ class ImageFiles:
         size: height and width of what a network is shown, in pixels: the central square in evaluation, a random crop
             that is resized in training.
         note: which copy of the data set it is, for people; records have it in their ``environment``.
-        synthetic: whether the images were made up, so that no number measured on them is taken for a result.
+        synthetic: whether the images were made up; then ``name``, which records and figures show, says so.
 
     Raises:
         ImageDataError: when the split is unknown, or arrays, labels, classes or sizes do not fit.

@@ -36,7 +36,7 @@ class LabelledImages:
         labels: int64 tensor of shape (N,), indices into ``classes``.
         classes: names of the classes.
         sha256: fingerprint of the images, see `pixels_sha256`. It is not computed again here.
-        synthetic: whether the images were made up, so that no number measured on them is taken for a result.
+        synthetic: whether the images were made up; then ``name``, which records and figures show, says so.
 
     Raises:
         ValueError: when shapes, types, devices or label values are not as above.

@@ -26,7 +26,7 @@ class PhotoImages:
         images: uint8 tensor of shape (N, 3, H, W), gamma-encoded sRGB in 0 to 255.
         names: a name of each image, all different.
         sha256: fingerprint of the images, see `pixels_sha256`. It is not computed again here.
-        synthetic: whether the images were made up, so that no number measured on them is taken for a result.
+        synthetic: whether the images were made up; then ``name``, which records and figures show, says so.
 
     Raises:
         PhotoDataError: when the split is unknown, the tensor is not as above, or there is not one name an image.

@@ -232,7 +232,9 @@ def _translate_weight_key(module: nn.Module, state_dict: dict[str, Tensor], pref
     if wanted not in state_dict and other in state_dict:
         weight = state_dict.pop(other)
         assert isinstance(module, ConstrainedWeight)
-        state_dict[wanted] = module._projection(weight)
+        # Of another shape it is torch's to refuse, with the names of all that do not fit.
+        fits = weight.shape == module._free_weight().shape
+        state_dict[wanted] = module._projection(weight) if fits else weight
 
 
 def project_(module: nn.Module) -> None:
