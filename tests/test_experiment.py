@@ -422,7 +422,6 @@ def test_checkpoints_hold_no_code_and_the_whole_state(done):
     [
         (["row=orignal"], "table 1 has no row 'orignal', only original, preprocessing_grey_world"),
         (["table=7"], "there is no table 7, only 1"),
-        (["dataset.download=true"], "dataset.download = True, but synthetic cannot be downloaded"),
         (["dataset.classes=5"], "dataset.classes = 5, but synthetic has 10"),
         (["+dataset.options.size_of=3"], "unknown setting dataset.options.size_of; valid ones are n_train, n_test"),
         (["model.family_options.offset_groups=1"], "with offset_groups = 1, the std .* by different numbers"),

@@ -166,7 +166,7 @@ def test_validation_images_are_held_out_of_the_training_files(tiny):
     config = experiment_config(tiny("original", "dataset.validation_images=15"))
     parts = [load_split(config, split) for split in ("train", "evaluation")]
     assert [len(part) for part in parts] == [25, 15]
-    assert {part.split for part in parts} == {"train"}
+    assert [part.split for part in parts] == ["train", "validation"]
     names = np.concatenate([part.names for part in parts])
     assert sorted(names) == sorted(load_imagenet_synthetic("train", [], n_train=40, n_test=26).names)
 

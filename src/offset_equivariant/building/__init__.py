@@ -13,8 +13,8 @@ from torch import nn
 
 from offset_equivariant.building import illuminant_estimation, inpainting, quasi_unsupervised, recognition
 from offset_equivariant.building.common import PlannedTraining, balancing_weights, build_schedule, choose_device
-from offset_equivariant.config import TASKS, ConfigError, ExperimentConfig, check_arguments
-from offset_equivariant.data import data_directories, downloads
+from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
+from offset_equivariant.data import data_directories
 from offset_equivariant.nn.families import FAMILIES
 from offset_equivariant.performance.settings import Setting
 from offset_equivariant.reporting.descriptions import find_row
@@ -131,9 +131,7 @@ def check_components(config: ExperimentConfig) -> None:
     Raises:
         ConfigError: names the group of settings, and says what is wrong with it.
     """
-    schedule, dataset = config.train.schedule, config.dataset
-    if dataset.download and not (TASKS[dataset.name] == "recognition" and downloads(dataset.name)):
-        raise ConfigError(f"dataset.download = True, but {dataset.name} cannot be downloaded; give false")
+    schedule = config.train.schedule
     check_arguments(FAMILIES[config.model.family], config.model.family_options, "model.family_options")
     check_arguments(SCHEDULES[schedule.name], schedule.options, "train.schedule.options", ("total_steps",))
     components: dict[str, Callable[[], object]] = {

@@ -113,7 +113,8 @@ ABLATIONS = (
             "maximum in normalisation, mean in the rectifier": "ablation_pooling_max_brief",
             "learned combination in both": "ablation_pooling_linear_brief",
         },
-        "",
+        "A learned combination has a smaller error than the mean up to S = 0.9, by two points, and takes about twice "
+        "as long (as a plain composition, nothing of it fused); the maximum in normalisation is four points behind.",
         timed=True,
     ),
     Ablation(

@@ -31,16 +31,19 @@ class StopRequest:
 
     Handlers that were there before, such as submitit's, which puts its job back into the queue and ends the process,
     have their turn when the checkpoint is written: all whose signals came, since a batch system sends several at once.
+
+    Attributes:
+        numbers: of the signals that came and were not answered, in their order.
     """
 
     def __init__(self) -> None:
-        self._came: list[int] = []
+        self.numbers: list[int] = []
         self._previous: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:
         """Whether a signal came that was not answered."""
-        return bool(self._came)
+        return bool(self.numbers)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -58,7 +61,7 @@ class StopRequest:
         Raises:
             TrainingInterruptedError: if there was no handler of one of them before, or none came to this rank.
         """
-        came, self._came = list(dict.fromkeys(self._came)), []
+        came, self.numbers = list(dict.fromkeys(self.numbers)), []
         unhandled = [number for number in came if self._previous.get(number) in _DEFAULT_HANDLERS]
         for number in came:
             if number not in unhandled:
@@ -71,7 +74,7 @@ class StopRequest:
             )
 
     def _request(self, number: int, _: FrameType | None) -> None:
-        self._came.append(number)
+        self.numbers.append(number)
         # The others may well come twice, from a launcher and from the batch system, while the step still computes.
         if number == signal.SIGINT and self._previous[number] in _DEFAULT_HANDLERS:
             signal.signal(number, self._previous[number])
