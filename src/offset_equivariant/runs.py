@@ -18,7 +18,7 @@ from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState, last_means
 from offset_equivariant.training.ranks import is_first
-from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights, verified_facts
+from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights
 
 #: Settings among those of the training that do not change what is learned: how often a run is looked at or saved, and
 #: where its data come from.
@@ -155,9 +155,11 @@ class Run:
                 raise FileNotFoundError(
                     f"there is nothing to evaluate in {self.directory}; train first (mode=train), or give weights="
                 )
-        facts = verified_facts(path)
-        _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
-        load_weights(network, path)
+
+        def check(facts: Mapping[str, Any]) -> None:
+            _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
+
+        facts = load_weights(network, path, check)
         return Weights(path, provenance.file_sha256(path), facts)
 
     def _no_weights(self) -> Weights:

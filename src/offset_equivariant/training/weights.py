@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +43,28 @@ def save_weights(network: nn.Module, path: Path, facts: Mapping[str, Any]) -> st
     return file_sha256(path)
 
 
-def load_weights(network: nn.Module, path: Path) -> dict[str, Any]:
+def load_weights(
+    network: nn.Module, path: Path, check: Callable[[Mapping[str, Any]], None] = lambda facts: None
+) -> dict[str, Any]:
     """Load weights into ``network`` and return the facts in the file.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: as :func:`verified_facts`.
-        RuntimeError: if the weights are of another network.
-    """
-    facts = verified_facts(path)
-    network.load_state_dict(load_file(path))
-    return facts
-
-
-def verified_facts(path: Path) -> dict[str, Any]:
-    """Return the facts in a file of weights, and check its digest where there is a list of digests beside it.
+    Args:
+        network: what to load into.
+        path: of the safetensors file.
+        check: refuses facts that do not fit, by an error of its own, before anything is loaded.
 
     Raises:
         FileNotFoundError: if there is no such file.
         WeightsError: if it is not a safetensors file, or if there is a ``SHA256SUMS`` beside it that lacks it or has
             another digest for it.
+        RuntimeError: if the weights are of another network.
     """
     if path.is_file() and (path.parent / DIGESTS).exists():
         _check_digest(path)
-    return read_facts(path)
+    facts = read_facts(path)
+    check(facts)
+    network.load_state_dict(load_file(path))
+    return facts
 
 
 def read_facts(path: Path) -> dict[str, Any]:
