@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from offset_equivariant.color import make_clipping
 from offset_equivariant.color.representation import Representation
-from offset_equivariant.config import ExperimentConfig, RepresentationConfig
+from offset_equivariant.config import ConfigError, ExperimentConfig, RepresentationConfig
 from offset_equivariant.nn.families import FAMILIES, LayerFamily
 from offset_equivariant.performance.settings import Setting
 from offset_equivariant.provenance import repository_root
@@ -133,3 +135,22 @@ def configured_setting(config: ExperimentConfig, device: torch.device) -> Settin
     """Return layout and compilation of a task that was not timed: those configured, else channels-last, no compiler."""
     chosen = config.runtime.channels_last
     return Setting(True if chosen is None else chosen, bool(config.runtime.compile))
+
+
+def split_off_validation(config: ExperimentConfig, images: Any, split: str) -> Any:
+    """Return what of the training images is evaluated on (``evaluation``), or is left to train on (``train``).
+
+    The ``dataset.validation_images`` = n images that are evaluated on are always the same ones.
+
+    Raises:
+        ConfigError: if nothing would be left to train on.
+    """
+    held_out = config.dataset.validation_images
+    if held_out >= len(images):
+        raise ConfigError(
+            f"dataset.validation_images = {held_out}, but {config.dataset.name} has only {len(images)} images"
+        )
+    order = np.random.default_rng(0).permutation(len(images)).tolist()
+    if split == "train":
+        return images.subset(order[held_out:])
+    return replace(images.subset(order[:held_out]), split="validation")

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from torch import nn
 from torchvision.transforms.functional import center_crop
 
@@ -19,6 +18,7 @@ from offset_equivariant.building.common import (
     build_schedule,
     configured_setting,
     representation_of,
+    split_off_validation,
 )
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.config import ConfigError, ExperimentConfig, RepresentationConfig, check_arguments
@@ -181,16 +181,11 @@ def load_split(config: ExperimentConfig, split: str) -> PhotoImages:
     images = _load(config, "test" if split == "evaluation" and not held_out else "train")
     if not held_out:
         return images
-    if held_out >= len(images):
-        raise ConfigError(
-            f"dataset.validation_images = {held_out}, but {config.dataset.name} has only {len(images)} training photos"
-        )
-    order = np.random.default_rng(0).permutation(len(images))
+    chosen: PhotoImages = split_off_validation(config, images, split)
     if split == "train":
-        return images.subset(order[held_out:].tolist())
-    chosen = images.subset(order[:held_out].tolist())
+        return chosen
     middle = center_crop(chosen.images, [IMAGE_SIZE, IMAGE_SIZE])
-    return replace(chosen, split="validation", images=middle, sha256=pixels_sha256(middle))
+    return replace(chosen, images=middle, sha256=pixels_sha256(middle))
 
 
 def _load(config: ExperimentConfig, split: Split) -> PhotoImages:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from torch import Tensor, nn
 
-from offset_equivariant.building.common import PlannedTraining, build_optimizer, build_schedule, configured_setting
+from offset_equivariant.building.common import (
+    PlannedTraining,
+    build_optimizer,
+    build_schedule,
+    configured_setting,
+    split_off_validation,
+)
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
 from offset_equivariant.data import DATASETS, NO_OPTIONS, LabelledImages, data_directories, options_of
 from offset_equivariant.data.photo_folders import read_folder
@@ -107,12 +111,7 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages | PhotoIm
         images = DATASETS[dataset.name](source, data_directories(config.paths.data), **options)
     if not held_out:
         return images
-    if held_out >= len(images):
-        raise ConfigError(f"dataset.validation_images = {held_out}, but {dataset.name} has only {len(images)} images")
-    order = np.random.default_rng(0).permutation(len(images)).tolist()
-    if split == "train":
-        return images.subset(order[held_out:])
-    return replace(images.subset(order[:held_out]), split="validation")
+    return cast("LabelledImages | PhotoImages", split_off_validation(config, images, split))
 
 
 def read_photos(folder: str, size: int = 256, progress: bool = True) -> PhotoImages:

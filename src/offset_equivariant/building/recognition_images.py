@@ -6,12 +6,11 @@ Here alone the two are told apart; the task knows batches by step, and images by
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import cast
 
-import numpy as np
 import torch
 
+from offset_equivariant.building.common import split_off_validation
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
 from offset_equivariant.data import (
     FILE_DATASETS,
@@ -108,10 +107,7 @@ def load_split(config: ExperimentConfig, split: str) -> LabelledImages | ImageFi
         )
     if not held_out:
         return images
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
-    if split == "train":
-        return images.subset(order[held_out:])
-    return replace(images.subset(order[:held_out]), split="validation")
+    return cast("LabelledImages | ImageFiles", split_off_validation(config, images, split))
 
 
 def training_batches(
