@@ -49,8 +49,7 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
     ``settings`` are further words for the entry point.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = parse_arguments(words)
-    arguments.settings = list(settings)
+    arguments = parse_arguments(words, settings)
     records: list[Record] = []
     committed: list[Record | None] = []
     absent: list[AbsentRow] = []
@@ -106,27 +105,30 @@ def absent_row(name: str, seed: int, composed: DictConfig, arguments: argparse.N
 
 
 def runs_of(arguments: argparse.Namespace) -> list[tuple[str, int]]:
-    """Return experiments and seeds: of released networks all there can be, else the one asked for, or 0."""
+    """Return experiments and seeds: the seed asked for, or 0; of released networks, every seed that is released too."""
     names = experiments_on(arguments.table, arguments.dataset)
     if arguments.seed is not None or arguments.source == "scratch":
         return [(name, arguments.seed or 0) for name in names]
-    runs = [(name, seed) for name in names for seed in seeds_of(arguments.table, name)]
     return [
-        (name, seed) for name, seed in runs if seed == SEEDS[arguments.table][0] or not learns_nothing(name, arguments)
+        (name, seed)
+        for name in names
+        for seed in seeds_of(arguments.table, name)
+        if seed == SEEDS[arguments.table][0] or is_released(name, seed, arguments)
     ]
 
 
-def learns_nothing(name: str, arguments: argparse.Namespace) -> bool:
-    """Whether an experiment trains no network: then its seed means nothing."""
-    return bool(compose_experiment(name, arguments, 0).train.steps == 0)
+def is_released(name: str, seed: int, arguments: argparse.Namespace) -> bool:
+    """Whether the weights of a row at a seed should be there; what learns nothing has none."""
+    weights = released_weights_path(RELEASED, found_experiment(name, arguments), seed)
+    return weights.name in read_digests(weights.parent)
 
 
-def parse_arguments(words: list[str] | None) -> argparse.Namespace:
+def parse_arguments(words: list[str] | None, settings: Sequence[str] = ()) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=list(PRESETS))
     parser.add_argument("--from", dest="source", choices=["released", "scratch"], default="released")
     parser.add_argument("--preset", choices=["fast", "paper", "smoke"], help="default: that of the experiments")
-    parser.add_argument("--seed", type=int, help="default: every seed that is released, or 0 to train")
+    parser.add_argument("--seed", type=int, help="default: every seed that is released; 0 to train")
     parser.add_argument("--results", default="runs/reproduction", help="where records, tables and figures are written")
     parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
     parser.add_argument(
@@ -134,6 +136,7 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
         help="of table2: imagenette, the default, or ilsvrc12; of table4: facades, the default, or paris_street_view",
     )
     arguments = parser.parse_args(words)
+    arguments.settings = list(settings)
     arguments.dataset = arguments.dataset or DATASETS[arguments.table][0]
     if arguments.dataset not in DATASETS[arguments.table]:
         parser.error(f"{arguments.table} is measured on {' or '.join(DATASETS[arguments.table])}")

@@ -38,6 +38,7 @@ def few(monkeypatch):
     """Three rows in place of all experiments."""
     names = {"table1": ["table1_original", "table1_equivariant"], "table3": ["table3_grey_world"]}
     monkeypatch.setattr(inventory, "experiments_of", lambda prefix: names.get(prefix, []))
+    monkeypatch.setattr(inventory, "SEEDS", {"table1": (0,), "table3": (0,)})
     monkeypatch.setattr(inventory, "ABLATIONS", ())
     monkeypatch.setattr(inventory, "OTHERS", ())
     monkeypatch.setattr(inventory, "LONG", {})
@@ -79,12 +80,13 @@ def test_unfinished_and_partial_records_are_missing_too(tmp_path):
 
 
 def test_what_others_need_comes_first_and_every_seed_and_preset_is_there(tmp_path, monkeypatch):
-    names = {"table3": ["table3_original", "table3_original_unseen_camera"]}
+    names = {"table1": ["table1_original"], "table3": ["table3_original", "table3_original_unseen_camera"]}
     monkeypatch.setattr(inventory, "experiments_of", lambda prefix: names.get(prefix, []))
     monkeypatch.setattr(inventory, "ABLATIONS", ())
     missing = missing_records(tmp_path)
     assert missing[0].name == "quasi_unsupervised"
     assert [(record.name, record.seed) for record in missing[1:]] == [
+        *(("table1_original", seed) for seed in (0, 1, 2)),
         *(("table3_original", seed) for seed in (0, 1, 2)),
         ("table3_original_unseen_camera", 0),
         *(("table1_original_paper", 0), ("table1_equivariant_paper", 0)),

@@ -90,6 +90,26 @@ def test_a_row_without_released_weights_is_named_and_the_others_stand(released, 
     assert [record.row for record in find_records(tmp_path / "a,b")] == ["equivariant"]
 
 
+def test_seeds_to_evaluate_are_the_first_and_those_released(load_script, tmp_path, monkeypatch):
+    module = load_script("reproduce")
+    monkeypatch.setattr(module, "experiments_on", lambda table, dataset: ROWS)
+    monkeypatch.setattr(module, "RELEASED", tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    names = ["table1_equivariant-seed2", "table1_original-seed7", "table1_original_smoke-seed1"]
+    lines = [f"{'0' * 64}  {name}.safetensors\n" for name in names]
+    (tmp_path / "checkpoints" / "SHA256SUMS").write_text("".join(lines))
+    equivariant, original = ROWS
+
+    def runs_of(*words: str) -> list[tuple[str, int]]:
+        runs: list[tuple[str, int]] = module.runs_of(module.parse_arguments(["table1", *words]))
+        return runs
+
+    assert runs_of() == [(equivariant, 0), (equivariant, 2), (original, 0)]
+    assert runs_of("--preset", "smoke") == [(equivariant, 0), (original, 0), (original, 1)]
+    assert runs_of("--seed", "1") == [(equivariant, 1), (original, 1)]
+    assert runs_of("--from", "scratch") == [(equivariant, 0), (original, 0)]
+
+
 def test_unfinished_or_dirty_weights_are_not_released(load_script, trained, tmp_path):
     release = load_script("release_weights")
     source = trained / "runs" / "table1_original_smoke" / "seed=0"
