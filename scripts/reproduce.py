@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
 from offset_equivariant.composition import composed_words, plain_settings
-from offset_equivariant.inventory import DATASETS, SEEDS, experiments_on, seeds_of
+from offset_equivariant.inventory import DATASETS, experiments_on, seeds_of
 from offset_equivariant.panels import PANELS, draw_panel
 from offset_equivariant.reporting.descriptions import find_table
 from offset_equivariant.reporting.figures import render_figures
@@ -93,7 +93,7 @@ def absent_row(name: str, seed: int, composed: DictConfig, arguments: argparse.N
     command = " ".join(["python -m offset_equivariant", *row_words(name, seed, arguments)])
     advice = f"train them with FROM=scratch, or this row alone with\n  {command}"
     record = record_path(RELEASED, run.config.experiment, seed)
-    if not record.exists() or Path(composed.weights).name in read_digests(RELEASED / "checkpoints"):
+    if not record.exists() or is_released(Path(composed.weights)):
         return AbsentRow(f"missing row {name}: no weights are released at {composed.weights}; {advice}", True)
     digest = read_record(record).checkpoint_sha256
     return AbsentRow(
@@ -109,17 +109,20 @@ def runs_of(arguments: argparse.Namespace) -> list[tuple[str, int]]:
     names = experiments_on(arguments.table, arguments.dataset)
     if arguments.seed is not None or arguments.source == "scratch":
         return [(name, arguments.seed or 0) for name in names]
-    return [
-        (name, seed)
-        for name in names
-        for seed in seeds_of(arguments.table, name)
-        if seed == SEEDS[arguments.table][0] or is_released(name, seed, arguments)
-    ]
+    return [(name, seed) for name in names for seed in seeds_to_evaluate(name, arguments)]
 
 
-def is_released(name: str, seed: int, arguments: argparse.Namespace) -> bool:
-    """Whether the weights of a row at a seed should be there; what learns nothing has none."""
-    weights = released_weights_path(RELEASED, found_experiment(name, arguments), seed)
+def seeds_to_evaluate(name: str, arguments: argparse.Namespace) -> list[int]:
+    """Return the first seed of a row, and of the others those that are released; what learns nothing has none."""
+    first, *others = seeds_of(arguments.table, name)
+    if not others:
+        return [first]
+    experiment = found_experiment(name, arguments)
+    return [first, *(seed for seed in others if is_released(released_weights_path(RELEASED, experiment, seed)))]
+
+
+def is_released(weights: Path) -> bool:
+    """Whether a file is in the list of released weights beside it."""
     return weights.name in read_digests(weights.parent)
 
 
@@ -166,7 +169,7 @@ def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> D
     run = Run(plain_settings(composed))
     weights, own = released_weights_path(RELEASED, run.config.experiment, seed), run.weights_path
     # Where no weights were released, those of the row's own training will do.
-    use_own = own.exists() and weights.name not in read_digests(weights.parent)
+    use_own = own.exists() and not is_released(weights)
     given = [] if use_own or composed.train.steps == 0 else [f"weights='{weights}'"]
     return composed_words([*overrides, "mode=evaluate", *given])
 
