@@ -116,6 +116,60 @@ def test_steady_goes_by_all_saturations_up_to_the_last_that_is_named():
     assert examined({0.3: 8.59}).holds is False
 
 
+def test_steady_is_undecided_where_an_interval_reaches_over_the_tolerance():
+    claim = next(claim for claim in CLAIMS[1] if "within 0.2 points" in claim.statement)
+
+    def examined(shift):
+        cells = {s: Cell(s, None, 9.0, None, None, None) for s in (0.0, 0.5, 0.8)}
+        return claim.examine({"equivariant": cells | {0.8: replace(cells[0.8], ours=9.0 + shift[0], shift=shift)}})
+
+    assert examined((-0.1, -0.2, 0.0)).holds is True
+    assert examined((0.1, -0.05, 0.25)).holds is None
+    assert examined((-0.1, -0.25, 0.05)).holds is None
+    assert examined((0.3, 0.21, 0.39)).holds is False
+    assert examined((-0.3, -0.39, -0.21)).holds is False
+    said = "8.90 to 9.00, at 3 saturations; furthest from S = 0, by its interval: -0.10 [-0.25, +0.05]"
+    assert examined((-0.1, -0.25, 0.05)).measured == said
+
+
+def test_growth_goes_by_the_interval_of_the_ratio():
+    def examined(claim, row, growth):
+        cells = cells_of({row: (10.0, 20.0, 30.0)})
+        cells[row][0.9] = replace(cells[row][0.9], growth=growth)
+        return claim.examine(cells)
+
+    at_least = next(claim for claim in CLAIMS[1] if "triples" in claim.statement)
+    assert examined(at_least, "original", (3.2, 3.0, 3.4)).holds is True
+    assert examined(at_least, "original", (3.1, 2.9, 3.3)).holds is None
+    assert examined(at_least, "original", (2.7, 2.5, 2.9)).holds is False
+    assert examined(at_least, "original", (2.7, 2.26, 3.15)).measured == "10.00 → 30.00, 2.70 times [2.26, 3.15]"
+    at_most = next(claim for claim in CLAIMS[3] if "double" in claim.statement)
+    assert examined(at_most, "equivariant", (1.9, 1.8, 2.0)).holds is True
+    assert examined(at_most, "equivariant", (2.0, 1.8, 2.2)).holds is None
+    assert examined(at_most, "equivariant", (2.3, 2.1, 2.5)).holds is False
+
+
+def test_shift_and_growth_are_of_the_same_images_and_seeds(make_record):
+    generator = np.random.default_rng(0)
+    made, outcomes, white, coloured = [], {}, [], []
+    for seed, rate in ((0, 0.2), (1, 0.3)):
+        white.append(generator.random(2000) < 0.1)
+        coloured.append(white[-1] | (generator.random(2000) < rate))
+        errors = (100 * white[-1].mean(), 0.0, 100 * coloured[-1].mean())
+        made += records(make_record, {"original": errors}, seed=seed)
+        made[-1] = replace(made[-1], n=2000)
+        outcomes[made[-1].experiment, seed] = {"error": {"0.0": white[-1], "0.9": coloured[-1]}}
+    row = next(row for row in build_table(TABLE1, made, outcomes=outcomes).rows if row.records)
+    before, after = (np.array([values.mean() for values in of]) for of in (white, coloured))
+    cell = next(cell for cell in row.cells if cell.saturation == 0.9)
+    assert cell.shift[0] == pytest.approx(100 * (after - before).mean())
+    assert cell.growth[0] == pytest.approx((after / before).mean())
+    # Two seeds: Student's 12.7 and their spread make most of the interval.
+    of_seeds = 12.706 * (after / before).std(ddof=1) / np.sqrt(2)
+    assert of_seeds < (cell.growth[2] - cell.growth[1]) / 2 < 1.1 * of_seeds
+    assert row.cells[0].shift is None and row.cells[1].growth is None
+
+
 def test_what_the_text_alone_says_is_shown_with_its_place_and_leaves_the_verdict(tmp_path, make_record):
     for record in records(make_record, PAPERS):
         record.metrics["error_percent"]["1.0"] = 50.0
@@ -172,7 +226,11 @@ def test_document_says_numbers_claims_and_runs(tmp_path, make_record):
     low, high = (100 * end for end in proportion_interval(1260, 10_000))
     line = f"| Original | 0.5 | 12.6 | 12.60 [{low:.2f}, {high:.2f}] | +0.0 | yes |"
     assert "## Table 1: reproduced" in text and line in text
-    assert "more than triples the original's error | 8.67 → 29.00, 3.34 times | yes |" in text
+    # All images that are wrong at S = 0 are at S = 0.9, so that the ratio is one over a proportion of 2,900 images.
+    proportion = 867 / 2900
+    half = 1.95996 * np.sqrt(proportion * (1 - proportion) / 2900) / proportion**2
+    times = f"3.34 times [{1 / proportion - half:.2f}, {1 / proportion + half:.2f}]"
+    assert f"more than triples the original's error | 8.67 → 29.00, {times} | yes |" in text
     assert "| Equivariant | cifar10, 10,000 | fast | 100 of 100 | 0 | 0.0 | aaaaaaaa |" in text
     assert render_reproduction(tmp_path / "results") in text
 

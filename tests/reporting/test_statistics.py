@@ -12,7 +12,9 @@ from offset_equivariant.reporting.statistics import (
     mean_and_std,
     median_interval,
     paired_difference_interval,
+    paired_mean_ratio,
     paired_median_difference,
+    paired_median_ratio,
     proportion_interval,
     summarise_errors,
     widened_by_seeds,
@@ -127,6 +129,32 @@ def test_paired_difference_of_medians():
     assert paired_median_difference(other, b) == (difference, low, high)
     with pytest.raises(ValueError, match="shape"):
         paired_median_difference(other[0], b[0])
+
+
+def test_ratio_of_means_by_hand_and_against_the_bootstrap():
+    assert paired_mean_ratio([[3.0, 3.0]], [[2.0, 2.0]]) == (1.5, 1.5, 1.5)
+    # Of two seeds, the mean of their ratios: 2 and 4.
+    assert paired_mean_ratio([[2.0, 2.0], [4.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]])[0] == 3.0
+    generator = np.random.default_rng(0)
+    b = generator.random((1, 2000)) < 0.2
+    a = b | (generator.random((1, 2000)) < 0.3)
+    ratio, low, high = paired_mean_ratio(a, b)
+    assert ratio == a.mean() / b.mean()
+    drawn = generator.integers(0, 2000, (4000, 2000))
+    expected = np.quantile(a[0][drawn].mean(1) / b[0][drawn].mean(1), [0.025, 0.975])
+    np.testing.assert_allclose([low, high], expected, atol=0.04 * (high - low) + 0.02)
+    with pytest.raises(ValueError, match="mean of zero"):
+        paired_mean_ratio([[1.0, 1.0]], [[0.0, 0.0]])
+    with pytest.raises(ValueError, match="as many seeds"):
+        paired_mean_ratio([[1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]])
+
+
+def test_paired_ratio_of_medians():
+    b = np.random.default_rng(0).gamma(2.0, size=(2, 500))
+    assert paired_median_ratio(2.5 * b, b) == pytest.approx((2.5, 2.5, 2.5))
+    ratio, low, high = paired_median_ratio(b + 1, b)
+    assert ratio == pytest.approx(np.mean(np.median(b + 1, axis=1) / np.median(b, axis=1)))
+    assert low < ratio < high
 
 
 def test_seeds_widen_an_interval_in_squares():

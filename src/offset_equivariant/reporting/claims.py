@@ -45,12 +45,19 @@ def _value(cells: Cells, row: str, s: float) -> float:
 
 
 def _grows(row: str, factor: float, *, at_least: bool) -> Examination:
-    """Whether a row's value at S = 0.9 is at least, or at most, so many times that at S = 0."""
+    """Whether a row's value at S = 0.9 is at least, or at most, so many times that at S = 0.
+
+    By the interval of how many times it is: undecided where ``factor`` lies in it.
+    """
 
     def examine(cells: Cells) -> Finding:
         before, after = _value(cells, row, 0.0), _value(cells, row, 0.9)
-        holds = after >= factor * before if at_least else after <= factor * before
-        return Finding(holds, f"{before:.2f} → {after:.2f}, {after / before:.2f} times")
+        growth = cells[row][0.9].growth
+        times, low, high = growth or (after / before,) * 3
+        interval = "" if growth is None else f" [{low:.2f}, {high:.2f}]"
+        held, denied = (low >= factor, high < factor) if at_least else (high <= factor, low > factor)
+        holds = True if held else False if denied else None
+        return Finding(holds, f"{before:.2f} → {after:.2f}, {times:.2f} times{interval}")
 
     return examine
 
@@ -100,16 +107,25 @@ def _best(s: float, sign: int) -> Examination:
 def _steady(row: str, up_to: float, tolerance: float) -> Examination:
     """Whether a row's value stays within a tolerance of that at S = 0, at every saturation measured up to another.
 
-    Undecided where that one was not measured.
+    By the intervals of how far it is from it: undecided where one of them reaches over the tolerance, and where the
+    last saturation was not measured.
     """
 
     def examine(cells: Cells) -> Finding:
-        values = [_value(cells, row, s) for s in cells[row] if s <= up_to]
-        furthest = max(abs(value - _value(cells, row, 0.0)) for value in values)
+        coloured = [cell for s, cell in cells[row].items() if 0 < s <= up_to]
+        white = _value(cells, row, 0.0)
+        values = [white, *(_value(cells, row, cell.saturation) for cell in coloured)]
         measured = f"{min(values):.2f} to {max(values):.2f}, at {len(values)} saturations"
+        shifts = [cell.shift or (value - white,) * 3 for cell, value in zip(coloured, values[1:], strict=True)]
+        furthest = max(shifts, key=lambda shift: max(-shift[1], shift[2]))
+        if any(cell.shift is not None for cell in coloured):
+            measured += "; furthest from S = 0, by its interval: {:+.2f} [{:+.2f}, {:+.2f}]".format(*furthest)
         if up_to not in cells[row]:
             return Finding(None, measured)
-        return Finding(furthest <= tolerance + _ROUNDING, measured)
+        allowed = tolerance + _ROUNDING
+        if any(low > allowed or high < -allowed for _, low, high in shifts):
+            return Finding(False, measured)
+        return Finding(True if max(-furthest[1], furthest[2]) <= allowed else None, measured)
 
     return examine
 

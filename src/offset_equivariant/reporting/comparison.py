@@ -18,7 +18,9 @@ from offset_equivariant.reporting.statistics import (
     mean_and_std,
     median_interval,
     paired_difference_interval,
+    paired_mean_ratio,
     paired_median_difference,
+    paired_median_ratio,
     proportion_interval,
     widened_by_seeds,
 )
@@ -29,7 +31,9 @@ class Cell:
     """One row under one saturation: the paper's value and ours (None where there is none), in the table's unit.
 
     ``std`` is over seeds; ``interval``, ``paired`` (difference to the baseline, low, high) and ``second_paired`` (to
-    the second baseline) are 95 % intervals over the test images and, where there are several, the seeds.
+    the second baseline) are 95 % intervals over the test images and, where there are several, the seeds. So are
+    ``shift``, how far ours is from the same row's at S = 0, and ``growth``, how many times that it is; both of the
+    paper's rows alone, under coloured light.
     """
 
     saturation: float
@@ -39,6 +43,8 @@ class Cell:
     interval: tuple[float, float] | None
     paired: tuple[float, float, float] | None
     second_paired: tuple[float, float, float] | None = None
+    shift: tuple[float, float, float] | None = None
+    growth: tuple[float, float, float] | None = None
 
     @property
     def difference(self) -> float | None:
@@ -253,7 +259,8 @@ def _cell(
         lows, highs = zip(*known, strict=True)
         interval = widened_by_seeds((float(np.mean(lows)), float(np.mean(highs))), measured)
     paired, second = (_paired(description, group, baseline, key, outcomes) for baseline in baselines)
-    return Cell(saturation, paper, ours, std, interval, paired, second)
+    shift, growth = _since_white(description, row, group, key, outcomes)
+    return Cell(saturation, paper, ours, std, interval, paired, second, shift, growth)
 
 
 def _interval(
@@ -281,7 +288,7 @@ def _paired(
     """Difference to the baseline on the same images, over the seeds that both have; None without outcomes."""
 
     def of(record: Record) -> NDArray[Any] | None:
-        return outcomes.get((record.experiment, record.seed), {}).get(description.outcome, {}).get(key)
+        return _outcome(description, record, key, outcomes)
 
     untrained = all(record.total_steps == 0 for record in group)  # has one seed, and would have no other outcome
     theirs = {record.seed: of(record) for record in baseline}
@@ -289,7 +296,48 @@ def _paired(
     both = [(a, b) for a, b in pairs if a is not None and b is not None]
     if not both:
         return None
-    first, second = (np.stack([pair[i] for pair in both]) for i in (0, 1))
+    return _difference(description, *_stacked(both))
+
+
+def _since_white(
+    description: TableDescription,
+    row: RowDescription,
+    group: tuple[Record, ...],
+    key: str,
+    outcomes: Mapping[tuple[str, int], Outcomes],
+) -> tuple[tuple[float, float, float] | None, tuple[float, float, float] | None]:
+    """A row's ``shift`` and ``growth``, see :class:`Cell`; None without all outcomes, or where they do not exist."""
+    white = saturation_key(0.0)
+    if row.paper_row is None or key == white:
+        return None, None
+    pairs = [tuple(_outcome(description, r, k, outcomes) for k in (key, white)) for r in group]
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if len(both) < len(pairs):
+        return None, None
+    coloured, before = _stacked(both)
+    shift = _difference(description, coloured, before)
+    of_medians = description.statistic == "median"
+    by_seed = [np.median(values, axis=1) if of_medians else values.mean(1) for values in (coloured, before)]
+    if not by_seed[1].all():
+        return shift, None
+    growth, *interval = (paired_median_ratio if of_medians else paired_mean_ratio)(coloured, before)
+    return shift, (growth, *widened_by_seeds((interval[0], interval[1]), (by_seed[0] / by_seed[1]).tolist()))
+
+
+def _outcome(
+    description: TableDescription, record: Record, key: str, outcomes: Mapping[tuple[str, int], Outcomes]
+) -> NDArray[Any] | None:
+    """What became of each image, shape (n,); None where it was not kept."""
+    return outcomes.get((record.experiment, record.seed), {}).get(description.outcome, {}).get(key)
+
+
+def _stacked(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The first of each seed's pair, shape (seeds, n), and the second."""
+    return np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs])
+
+
+def _difference(description: TableDescription, first: NDArray[Any], second: NDArray[Any]) -> tuple[float, float, float]:
+    """Difference of the metric of two outcomes, shape (seeds, n), on the same images, with its interval."""
     if description.statistic == "median":
         difference, *interval = paired_median_difference(first, second)
         by_seed = np.median(first, axis=1) - np.median(second, axis=1)

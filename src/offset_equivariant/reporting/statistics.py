@@ -163,6 +163,37 @@ def median_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float,
     return float(interval.low), float(interval.high)
 
 
+def paired_mean_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return how many times the mean of ``b`` that of ``a`` is, and its confidence interval, on the same images.
+
+    The ratio is taken of each seed and averaged. Normal approximation of its linearisation (delta method): image i
+    moves a seed's ratio r by (a_i - r b_i) / mean(b) / n. It covers the choice of the test images, not that of the
+    seeds.
+
+    Args:
+        a: per-image values, shape (seeds, n).
+        b: those that they are compared with, of the same seeds and images in the same order; no seed's mean is zero.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        The ratio, the interval's low end, and its high end.
+
+    Raises:
+        ValueError: if the shapes do not fit, there are fewer than two images, or a mean of ``b`` is zero.
+    """
+    first, second = _paired_samples(a, b)
+    if len(first) != len(second):
+        raise ValueError(f"a and b must have as many seeds, got {len(first)} and {len(second)}")
+    below = second.mean(1, keepdims=True)
+    if not below.all():
+        raise ValueError("b has a mean of zero, which nothing is a multiple of")
+    ratios = first.mean(1, keepdims=True) / below
+    moved = ((first - ratios * second) / below).mean(0)
+    half = float(stats.norm.ppf(0.5 + confidence / 2) * moved.std(ddof=1) / np.sqrt(moved.size))
+    ratio = float(ratios.mean())
+    return ratio, ratio - half, ratio + half
+
+
 def paired_median_difference(
     a: ArrayLike, b: ArrayLike, confidence: float = 0.95, resamples: int = 1000
 ) -> tuple[float, float, float]:
@@ -183,19 +214,34 @@ def paired_median_difference(
     Raises:
         ValueError: if the shapes do not fit, or there are fewer than two images.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or first.shape[1] < 2:
-        raise ValueError(
-            f"a and b must have shape (seeds, n), the same n of at least 2; got {first.shape} and {second.shape}"
-        )
+    return _bootstrap_of_medians(a, b, lambda a, b: np.mean(a, axis=0) - np.mean(b, axis=0), confidence, resamples)
 
-    def difference(*samples: NDArray[Any], axis: int = -1) -> Any:
+
+def paired_median_ratio(
+    a: ArrayLike, b: ArrayLike, confidence: float = 0.95, resamples: int = 1000
+) -> tuple[float, float, float]:
+    """Return how many times the median of ``b`` that of ``a`` is, of each seed and averaged; else as the difference.
+
+    Args and errors are those of :func:`paired_median_difference`; ``a`` and ``b`` are of the same seeds.
+    """
+    return _bootstrap_of_medians(
+        a, b, lambda a, b: np.mean(np.asarray(a) / np.asarray(b), axis=0), confidence, resamples
+    )
+
+
+def _bootstrap_of_medians(
+    a: ArrayLike, b: ArrayLike, combine: Callable[[list[Any], list[Any]], Any], confidence: float, resamples: int
+) -> tuple[float, float, float]:
+    """A function of the medians of each seed of ``a`` and of ``b``, and its percentile interval over the images."""
+    first, second = _paired_samples(a, b)
+
+    def combined(*samples: NDArray[Any], axis: int = -1) -> Any:
         medians = [np.median(sample, axis=axis) for sample in samples]
-        return np.mean(medians[: len(first)], axis=0) - np.mean(medians[len(first) :], axis=0)
+        return combine(medians[: len(first)], medians[len(first) :])
 
     found = stats.bootstrap(
         (*first, *second),
-        difference,
+        combined,
         paired=True,
         vectorized=True,
         n_resamples=resamples,
@@ -204,4 +250,14 @@ def paired_median_difference(
         rng=np.random.default_rng(0),
     )
     interval = found.confidence_interval
-    return float(difference(*first, *second)), float(interval.low), float(interval.high)
+    return float(combined(*first, *second)), float(interval.low), float(interval.high)
+
+
+def _paired_samples(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two arrays of shape (seeds, n), of the same n of at least 2."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or first.shape[1] < 2:
+        raise ValueError(
+            f"a and b must have shape (seeds, n), the same n of at least 2; got {first.shape} and {second.shape}"
+        )
+    return first, second
