@@ -1,4 +1,4 @@
-"""What the README shows is true: its example runs, its commands and files exist."""
+"""What the README and the pages for users show is true: examples run, commands and files exist."""
 
 import json
 import re
@@ -17,13 +17,34 @@ from offset_equivariant.performance.imagenet_cost import GPU, SUSTAINED_TFLOPS, 
 from offset_equivariant.provenance import repository_root
 
 ROOT = repository_root()
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+#: The README, and what it refers users to.
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("LAYERS", "PHOTOS", "EXPERIMENTS", "DATA"))]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+README, EVERYTHING = TEXTS[PAGES[0]], "\n".join(TEXTS.values())
+
+
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_the_error_of_any_classifier_under_coloured_light():
+    names: dict[str, Any] = {}
+    exec(examples()[0], names)
+    images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    coloured = oe.color.distort_srgb(images, oe.color.random_illuminants(0, range(64), 0.9))
+
+    def of_means(srgb):  # its class is the brightest channel
+        return srgb.mean((2, 3))
+
+    labels = of_means(images).argmax(1)
+    expected = 100 * (of_means(coloured).argmax(1) != labels).double().mean().item()
+    assert names["error_percent"](of_means, images, labels, 0.0) == 0
+    assert names["error_percent"](of_means, images, labels, 0.9) == expected > 30
 
 
 def test_the_example_is_equivariant(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict[str, Any] = {}
-    exec(example, names)
+    exec(examples()[1], names)
     assert "float64" in capsys.readouterr().out
     network = names["net"]
     assert check_equivariance(network.features, (2, 3, 32, 32), output="mean").worst() < 1e-12
@@ -34,7 +55,7 @@ def test_the_example_is_equivariant(capsys):
 def test_what_is_said_of_inference():
     """Behind the conversion of colours, with BatchNormReLU, a network can be folded."""
     said = "`oe.nn.fuse_for_inference(net.features)` folds the running statistics of `BatchNormReLU`"
-    assert said in " ".join(README.split())
+    assert said in " ".join(EVERYTHING.split())
     features = nn.Sequential(oe.nn.Conv2d(3, 33, 3, padding=1), oe.nn.BatchNormReLU(33), oe.nn.MaxPool2d(2))
     images = torch.rand(2, 3, 8, 8)
     features(images)
@@ -51,7 +72,7 @@ def compose_words(words: list[str]) -> DictConfig:
 def test_the_estimate_of_gpu_hours_is_the_committed_one():
     found = json.loads((ROOT / "results" / "costs" / "imagenet.json").read_text())
     hours = gpu_hours(found)
-    text = " ".join(README.split())
+    text = " ".join(EVERYTHING.split())
     assert f"{hours['original']['training']:.0f} GPU-hours on an A100 for the original network" in text
     assert f"and {hours['equivariant']['training']:.0f} for the equivariant one" in text
     assert f"an assumed {SUSTAINED_TFLOPS:.0f} TFLOP/s" in text and "A100" in GPU
@@ -59,15 +80,26 @@ def test_the_estimate_of_gpu_hours_is_the_committed_one():
 
 def test_commands_experiments_and_links_exist():
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"`?make ([a-z0-9-]+)", README)) <= targets
+    assert set(re.findall(r"`?make ([a-z0-9-]+[a-z0-9])(?![<a-z0-9-])", EVERYTHING)) <= targets
     experiments = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
-    shown = set(re.findall(r"`(table[1-4]_[a-z_]+)`", README))
+    shown = set(re.findall(r"`(table[1-4]_[a-z_]+)`", EVERYTHING))
     assert shown == {name for name in experiments if name.startswith("table")}
-    commands = re.findall(r"^(?:python|torchrun .*) -m offset_equivariant ((?:.*\\\n)*.*)$", README, re.M)
+    commands = re.findall(r"^(?:python|torchrun .*) -m offset_equivariant ((?:.*\\\n)*.*)$", EVERYTHING, re.M)
     assert len(commands) >= 5
     for command in commands:
         words = shlex.split(command.replace("\\\n", " "), comments=True)
         # A multirun's words, each with its first value.
         checked_run(compose_words([word.split(",")[0] for word in words if word != "-m"]))
-    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    for page, text in TEXTS.items():
+        links = re.findall(r"\]\(((?!http|#)[^)#]+)\)", text)
+        assert [link for link in links if not (page.parent / link).exists()] == [], page
+
+
+def test_links_lead_to_headings():
+    """GitHub's anchors: lower case, spaces as hyphens, without punctuation."""
+    for page, text in TEXTS.items():
+        for link, anchor in re.findall(r"\]\(((?!http)[^)#]*)#([^)]+)\)", text):
+            target = (page.parent / link) if link else page
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{page}: {link}#{anchor}"

@@ -19,9 +19,11 @@ from offset_equivariant.reporting.descriptions import TABLE1, TABLE2, TABLE3, TA
 from offset_equivariant.reporting.figures import curves_csv
 from offset_equivariant.reporting.image_panel import read_image_panel
 from offset_equivariant.reporting.predictions import read_panel
+from offset_equivariant.reporting.readme import render_readme
 from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes, saturation_key
+from offset_equivariant.reporting.reproduction import examined_tables
 from offset_equivariant.reporting.search import SEARCHES, render_search
-from offset_equivariant.reporting.tables import readme_block, render_tables, replace_block
+from offset_equivariant.reporting.tables import render_tables
 from offset_equivariant.runs import released_weights_path
 from offset_equivariant.tasks.illuminant_estimation import CHANGE, EstimationEvaluation
 from offset_equivariant.training.weights import read_digests
@@ -103,7 +105,8 @@ def test_tables(records):
 
 def test_readme(records):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == replace_block(readme, readme_block(RESULTS)), "run `make tables` and commit README.md"
+    rendered = render_readme(readme, RESULTS, examined_tables(RESULTS))
+    assert readme == rendered, "run `make tables` and commit README.md"
 
 
 def test_figure2_source(records):

@@ -65,7 +65,7 @@ def test_table_has_them_as_columns(make_record):
     names = ("extra_parameters", "inference_ms", "step_ms", "extra_training_percent", "search_percent")
     assert [rows["equivariant"][name] for name in names] == ["-10", "1.0", "320.0", "60.0", "0.0"]
     assert [rows["augmentation"][name] for name in names] == [""] * 5
-    assert "| Equivariant | -10 | 1.00 | 320 | +60 % | – |" in render_markdown(table, supplements=False)
+    assert "| Equivariant | -10 | 1.00 | 320 | +60 % | – |" in render_markdown(table)
 
 
 def test_recovery_stands_beside_the_error_it_leads_to(make_record):
@@ -75,7 +75,7 @@ def test_recovery_stands_beside_the_error_it_leads_to(make_record):
         "median_recovery_error_degrees": {key: 1.0 + i for i, key in enumerate(keys)},
     }
     records = [make_record("original"), make_record("preprocessing_max_rgb", metrics=metrics)]
-    text = render_markdown(build_table(TABLE1, records), supplements=False)
+    text = render_markdown(build_table(TABLE1, records))
     (line,) = (line for line in text.splitlines() if "(max-RGB)" in line and "1.00" in line)
     assert line.split(" | ")[1:5] == ["1.00", "10.00", "2.00", "11.00"]
     assert not any("–" in line for line in text.partition("Colour balancing")[2].splitlines())  # the original has none

@@ -11,7 +11,13 @@ from offset_equivariant.reporting.comparison import Cell, build_table
 from offset_equivariant.reporting.descriptions import TABLE1, TABLE3
 from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.records import find_records, save_evaluation
-from offset_equivariant.reporting.reproduction import paper_inside, render_reproduction, verdict, write_reproduction
+from offset_equivariant.reporting.reproduction import (
+    examined_tables,
+    paper_inside,
+    render_reproduction,
+    verdict,
+    write_reproduction,
+)
 from offset_equivariant.reporting.statistics import proportion_interval
 
 KEYS = ("0.0", "0.5", "0.9")
@@ -174,7 +180,7 @@ def test_what_the_text_alone_says_is_shown_with_its_place_and_leaves_the_verdict
     for record in records(make_record, PAPERS):
         record.metrics["error_percent"]["1.0"] = 50.0
         save_evaluation(tmp_path, record, {})
-    text = render_reproduction(tmp_path)
+    text = render_reproduction(examined_tables(tmp_path))
     assert "| Equivariant | 1.0 | 28.17 (Section 4.1.1) | 50.00 [" in text and "## Table 1: reproduced" in text
 
 
@@ -184,7 +190,7 @@ def test_what_training_ended_with_is_shown_where_it_was_recorded(tmp_path, make_
     later = {"training_means": {"error_percent": 4.26, "loss": 0.1}, "training_devices": ["a GPU"]}
     for record in records(make_record, {"original": PAPERS["original"]}, seed=1, **later):
         save_evaluation(tmp_path, record, {})
-    text = render_reproduction(tmp_path)
+    text = render_reproduction(examined_tables(tmp_path))
     columns = "| Steps | Seeds | Error in training, at its end (%) | Training, hours in all | Trained on | Trained at |"
     assert columns in text
     assert "| Original | cifar10, 10,000 | fast | 100 of 100 | 0 1 | – 4.3 | 0.0 | a GPU | aaaaaaaa |" in text
@@ -220,7 +226,8 @@ def test_document_says_numbers_claims_and_runs(tmp_path, make_record):
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "REPRODUCTION.md"
     page.write_text("before\n<!-- results:begin -->\nstale\n<!-- results:end -->\nafter\n")
-    assert write_reproduction(tmp_path) == page
+    tables = examined_tables(tmp_path / "results")
+    assert write_reproduction(tmp_path, tables) == page
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
     low, high = (100 * end for end in proportion_interval(1260, 10_000))
@@ -232,7 +239,7 @@ def test_document_says_numbers_claims_and_runs(tmp_path, make_record):
     times = f"3.34 times [{1 / proportion - half:.2f}, {1 / proportion + half:.2f}]"
     assert f"more than triples the original's error | 8.67 → 29.00, {times} | yes |" in text
     assert "| Equivariant | cifar10, 10,000 | fast | 100 of 100 | 0 | 0.0 | aaaaaaaa |" in text
-    assert render_reproduction(tmp_path / "results") in text
+    assert render_reproduction(tables) in text
 
 
 def test_unfinished_trainings_are_shown_and_count_for_nothing(tmp_path, make_record):
@@ -246,7 +253,7 @@ def test_unfinished_trainings_are_shown_and_count_for_nothing(tmp_path, make_rec
     both = build_table(TABLE1, find_records(tmp_path))
     assert verdict(fast) == verdict(both) == "not yet"
     title = "Original, `train=paper` **[incomplete (7/100 steps)]**"
-    text = render_reproduction(tmp_path)
+    text = render_reproduction(examined_tables(tmp_path))
     assert f"| {title} | 0.0 | 8.67 | 8.67 [" in text and f"| {title} | cifar10, 10,000 | paper | 7 of 100 |" in text
     assert "on cifar10, `train=paper`" not in text
 
@@ -256,7 +263,7 @@ def test_a_preset_of_some_rows_is_held_against_their_claims(tmp_path, make_recor
     for record in [*records(make_record, PAPERS), *records(make_record, paper, preset="paper")]:
         suffix = "_paper" if record.preset == "paper" else ""
         save_evaluation(tmp_path, replace(record, experiment=record.experiment + suffix), {})
-    text = render_reproduction(tmp_path).partition("`train=paper` | Holds |")[2]
+    text = render_reproduction(examined_tables(tmp_path)).partition("`train=paper` | Holds |")[2]
     assert text.count("more than triples") == text.count("as good as the original") == 1
     assert "smallest error of the four" not in text  # not of these rows
 
@@ -274,7 +281,7 @@ def test_every_preset_is_held_against_the_claims(tmp_path, make_record):
     for preset, suffix in (("fast", ""), ("paper", "_paper")):
         for record in records(make_record, PAPERS, preset=preset):
             save_evaluation(tmp_path, replace(record, experiment=record.experiment + suffix), {})
-    text = render_reproduction(tmp_path)
+    text = render_reproduction(examined_tables(tmp_path))
     for preset in ("fast", "paper"):
         assert f"| The paper shows | Here, on cifar10, `train={preset}` | Holds |" in text
 
@@ -294,4 +301,5 @@ def test_table_3_has_claims_of_its_rows(make_record):
 def test_committed_document_is_current():
     root = Path(__file__).parents[2]
     text = (root / "docs" / "REPRODUCTION.md").read_text(encoding="utf-8")
-    assert render_reproduction(root / "results") in text, "run `make tables` and commit docs/REPRODUCTION.md"
+    rendered = render_reproduction(examined_tables(root / "results"))
+    assert rendered in text, "run `make tables` and commit docs/REPRODUCTION.md"

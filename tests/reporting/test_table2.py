@@ -27,7 +27,7 @@ def records(make_record):
 
 
 def cells_of(records):
-    lines = render_markdown(build_table(TABLE2, records), supplements=False).split("Invariance")[0].splitlines()
+    lines = render_markdown(build_table(TABLE2, records)).split("S: saturation of the test illuminant")[0].splitlines()
     return {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in lines if line.startswith("| ")}
 
 

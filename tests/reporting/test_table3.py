@@ -80,7 +80,6 @@ def test_rendered(found):
     assert "Other statistics of the same errors (°), S = 0.0:" in text and f"| Original | {mean:.2f} |" in text
     assert "by camera (°), S = 0.0:" in text and "| 1.75 |" in text
     assert "test fold" not in text  # no record says it
-    assert "Other statistics" not in render_markdown(table, supplements=False)
     columns, _ = tabulate(table)
     assert "reproduction_error_change_degrees" in columns
 

@@ -12,15 +12,13 @@ from offset_equivariant.reporting.descriptions import TABLE1, RowDescription, Ta
 from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
 from offset_equivariant.reporting.statistics import paired_difference_interval, proportion_interval
 from offset_equivariant.reporting.tables import (
-    README_BEGIN,
-    README_END,
-    readme_block,
+    RESULTS_BEGIN,
+    RESULTS_END,
     render_csv,
     render_markdown,
     render_tables,
     replace_block,
     tabulate,
-    update_readme,
     write_tables,
 )
 
@@ -269,29 +267,28 @@ def test_written_tables_are_the_rendered_ones(tmp_path, make_record):
     assert {path.relative_to(tmp_path): path.read_text() for path in write_tables(tmp_path)} == rendered
 
 
-def test_readme_block_goes_between_the_markers(tmp_path, make_record):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{README_BEGIN}\nold\n{README_END}\nafter\n")
-    update_readme(readme, tmp_path)
-    nothing = f"before\n{README_BEGIN}\nNo results have been recorded yet.\n{README_END}\nafter\n"
-    assert readme.read_text() == nothing
-    save(tmp_path, make_record, "original", ERRORS["original"])
-    update_readme(readme, tmp_path)
-    update_readme(readme, tmp_path)
-    assert readme.read_text() == f"before\n{README_BEGIN}\n{readme_block(tmp_path)}{README_END}\nafter\n"
-    assert "### Table 1: " in readme.read_text() and "| 50.00 [21.52, 78.48] |" in readme.read_text()
-
-
 @pytest.mark.parametrize(
-    "text", ["", README_BEGIN, README_END, README_END + README_BEGIN, README_BEGIN * 2 + README_END]
+    "text", ["", RESULTS_BEGIN, RESULTS_END, RESULTS_END + RESULTS_BEGIN, RESULTS_BEGIN * 2 + RESULTS_END]
 )
-def test_readme_without_its_markers_is_an_error(tmp_path, text):
+def test_document_without_its_markers_is_an_error(text):
     with pytest.raises(ValueError, match="results:begin"):
         replace_block(text, "block")
-    (tmp_path / "README.md").write_text(text)
-    with pytest.raises(ValueError, match=r"README\.md: .*results:begin"):
-        update_readme(tmp_path / "README.md", tmp_path)
-    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_each_seed_is_shown_where_there_are_several(make_record):
+    errors = {("original", 0): 30.41, ("original", 1): 35.0, ("equivariant", 0): 13.5}
+    records = [make_record(*key, metrics={"error_percent": {"0.9": e}}) for key, e in errors.items()]
+    table = build_table(TABLE1, records)
+    block = render_markdown(table).partition("Each seed (%):\n\n")[2].splitlines()
+    assert block[:3] == [
+        "| Strategy | Seeds | S = 0.0 | S = 0.5 | S = 0.9 |",
+        "|---|---:|---:|---:|---:|",
+        "| Original | 0 1 | – | – | 30.41, 35.00 |",
+    ]
+    assert "| Equivariant | 0 |" not in "\n".join(block)  # one seed
+    lines = list(csv.DictReader(io.StringIO(render_csv(table))))
+    shown = {line["row"]: line["S0.9_by_seed"] for line in lines}
+    assert (shown["original"], shown["equivariant"], shown["augmentation"]) == ("30.41 35", "13.5", "")
 
 
 def test_table_does_not_depend_on_the_order_of_the_records(make_record):

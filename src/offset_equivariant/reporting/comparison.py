@@ -30,10 +30,10 @@ from offset_equivariant.reporting.statistics import (
 class Cell:
     """One row under one saturation: the paper's value and ours (None where there is none), in the table's unit.
 
-    ``std`` is over seeds; ``interval``, ``paired`` (difference to the baseline, low, high) and ``second_paired`` (to
-    the second baseline) are 95 % intervals over the test images and, where there are several, the seeds. So are
-    ``shift``, how far ours is from the same row's at S = 0, and ``growth``, how many times that it is; both of the
-    paper's rows alone, under coloured light.
+    ``by_seed`` has what each seed gave, and ``std`` is over them; ``interval``, ``paired`` (difference to the baseline,
+    low, high) and ``second_paired`` (to the second baseline) are 95 % intervals over the test images and, where there
+    are several, the seeds. So are ``shift``, how far ours is from the same row's at S = 0, and ``growth``, how many
+    times that it is; both of the paper's rows alone, under coloured light.
     """
 
     saturation: float
@@ -45,6 +45,7 @@ class Cell:
     second_paired: tuple[float, float, float] | None = None
     shift: tuple[float, float, float] | None = None
     growth: tuple[float, float, float] | None = None
+    by_seed: tuple[float, ...] = ()
 
     @property
     def difference(self) -> float | None:
@@ -260,7 +261,7 @@ def _cell(
         interval = widened_by_seeds((float(np.mean(lows)), float(np.mean(highs))), measured)
     paired, second = (_paired(description, group, baseline, key, outcomes) for baseline in baselines)
     shift, growth = _since_white(description, row, group, key, outcomes)
-    return Cell(saturation, paper, ours, std, interval, paired, second, shift, growth)
+    return Cell(saturation, paper, ours, std, interval, paired, second, shift, growth, tuple(measured))
 
 
 def _interval(

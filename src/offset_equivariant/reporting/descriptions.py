@@ -40,14 +40,12 @@ class Supplement:
     Attributes:
         title: What it shows.
         columns: Title of each column -> metric of the records, and saturation of the test illuminant.
-        in_readme: Whether the README shows it.
         needs: Metric without which a row is left out; None: any of the columns is enough.
         not_with: Metric with which a row is left out: its columns mean something else there.
     """
 
     title: str
     columns: Mapping[str, tuple[str, float]]
-    in_readme: bool = False
     needs: str | None = None
     not_with: str | None = None
 
@@ -120,7 +118,6 @@ def _recovery(metric: str, saturations: Sequence[float]) -> Supplement:
         "the estimate divided out; and the test error (%) that this leads to. The same error of an estimate is a "
         "smaller angle under more saturated light",
         columns,
-        in_readme=True,
         needs="median_recovery_error_degrees",
     )
 
@@ -180,7 +177,7 @@ _SMALL_BALANCER = (
 )
 TABLE2 = TableDescription(
     number=2,
-    title="ResNet-50 on the ILSVRC-12 validation images, test error (%)",
+    title="ResNet-50 on ILSVRC-12 or Imagenette, test error (%)",
     dataset="ilsvrc12",
     metric="error_percent",
     unit="%",

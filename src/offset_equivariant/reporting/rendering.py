@@ -6,9 +6,10 @@ from pathlib import Path
 
 from offset_equivariant.reporting.ablations import write_ablations
 from offset_equivariant.reporting.figures import render_figures
-from offset_equivariant.reporting.reproduction import write_reproduction
+from offset_equivariant.reporting.readme import update_readme
+from offset_equivariant.reporting.reproduction import examined_tables, write_reproduction
 from offset_equivariant.reporting.search import write_searches
-from offset_equivariant.reporting.tables import update_readme, write_tables
+from offset_equivariant.reporting.tables import write_tables
 
 
 def render_all(root: Path) -> list[Path]:
@@ -19,6 +20,7 @@ def render_all(root: Path) -> list[Path]:
     """
     results = root / "results"
     paths = [*write_tables(results), *render_figures(results), *write_searches(results), *write_ablations(results)]
-    paths.append(write_reproduction(root))
-    update_readme(root / "README.md", results)
+    examined = examined_tables(results)
+    paths.append(write_reproduction(root, examined))
+    update_readme(root / "README.md", results, examined)
     return [*paths, root / "README.md"]

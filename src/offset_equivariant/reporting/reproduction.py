@@ -38,20 +38,25 @@ _WHY = {
 }
 
 
-def render_reproduction(results: Path) -> str:
-    """Return the verdicts on all tables, as Markdown."""
-    parts = []
+def examined_tables(results: Path) -> list[Table]:
+    """Gather all tables of the paper, at every saturation that its text speaks of, for verdicts on them."""
+    tables = []
     for description in TABLES:
         records = find_records(results, description.number)
-        table = build_table(description, records, saturations=SATURATIONS, outcomes=load_outcomes(results, records))
-        parts.append(_section(table))
-    return "\n\n".join(parts) + "\n"
+        outcomes = load_outcomes(results, records)
+        tables.append(build_table(description, records, saturations=SATURATIONS, outcomes=outcomes))
+    return tables
 
 
-def write_reproduction(root: Path) -> Path:
-    """Put :func:`render_reproduction` into docs/REPRODUCTION.md, and return its path."""
+def render_reproduction(tables: Sequence[Table]) -> str:
+    """Return the verdicts on :func:`examined_tables`, as Markdown."""
+    return "\n\n".join(_section(table) for table in tables) + "\n"
+
+
+def write_reproduction(root: Path, tables: Sequence[Table]) -> Path:
+    """Put :func:`render_reproduction` into docs/REPRODUCTION.md of the repository at ``root``, and return its path."""
     path = root / "docs" / "REPRODUCTION.md"
-    text = replace_block(path.read_text(encoding="utf-8"), render_reproduction(root / "results"))
+    text = replace_block(path.read_text(encoding="utf-8"), render_reproduction(tables))
     replace_file(path, text.encode())
     return path
 

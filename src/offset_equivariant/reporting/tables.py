@@ -1,4 +1,4 @@
-"""Tables of results as Markdown and CSV, and the README's block of them.
+"""Tables of results as Markdown and CSV.
 
 What the tables show is gathered in :mod:`~offset_equivariant.reporting.comparison`.
 """
@@ -15,8 +15,8 @@ from offset_equivariant.reporting.records import find_records, load_outcomes, sa
 from offset_equivariant.storage import replace_file
 
 __all__ = [
-    "README_BEGIN",
-    "README_END",
+    "RESULTS_BEGIN",
+    "RESULTS_END",
     "TABLE1",
     "TABLE3",
     "TABLES",
@@ -26,18 +26,20 @@ __all__ = [
     "TableDescription",
     "TableRow",
     "build_table",
+    "footnotes",
     "markdown_rows",
-    "readme_block",
+    "notes_below",
+    "read_tables",
     "render_csv",
     "render_markdown",
     "render_tables",
     "replace_block",
+    "strategy_title",
     "tabulate",
-    "update_readme",
     "write_tables",
 ]
 
-README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
+RESULTS_BEGIN, RESULTS_END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | None]]]:
@@ -45,7 +47,8 @@ def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | Non
     columns = ["strategy", "row", "experiment", "dataset", "preset", "seeds", "training_commits", "marks", "n"]
     columns += ["parameters_paper", "parameters_ours", table.description.invariance]
     for s in table.saturations:
-        kinds = ("paper", "ours", "std", "low", "high", "difference", "minus_baseline", "paired_low", "paired_high")
+        kinds = ["paper", "ours", "by_seed", "std", "low", "high", "difference"]
+        kinds += ["minus_baseline", "paired_low", "paired_high"]
         columns += [f"S{saturation_key(s)}_{kind}" for kind in kinds]
         if table.description.second_baseline is not None:
             second = (f"minus_{table.description.second_baseline}", "second_low", "second_high")
@@ -64,7 +67,8 @@ def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | Non
             row.invariance,
         ]
         for cell in row.cells:
-            values += [cell.paper.value if cell.paper else None, cell.ours, cell.std]
+            values += [cell.paper.value if cell.paper else None, cell.ours]
+            values += [" ".join(f"{value:.6g}" for value in cell.by_seed) or None, cell.std]
             values += [*(cell.interval or (None, None)), cell.difference, *(cell.paired or (None, None, None))]
             if table.description.second_baseline is not None:
                 values += cell.second_paired or (None, None, None)
@@ -85,10 +89,10 @@ def render_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def render_markdown(table: Table, heading: str = "#", *, supplements: bool = True) -> str:
-    """Return the table as Markdown under a title of level ``heading``, with all further tables or the README's."""
+def render_markdown(table: Table) -> str:
+    """Return the table as Markdown under its title, with all further tables."""
     description, digits = table.description, table.description.decimals
-    notes = list(dict.fromkeys(row.footnote for row in table.rows if row.footnote))
+    notes = footnotes(table)
     header = ["Strategy", "Parameters: paper", "ours"]
     for s in table.saturations:
         header += [f"S = {saturation_key(s)}: paper", "ours", "difference"]
@@ -101,7 +105,7 @@ def render_markdown(table: Table, heading: str = "#", *, supplements: bool = Tru
     if second is not None:
         invariance[0] += [f"Minus {titles[second]}, S = {saturation_key(s)}" for s in table.saturations]
     for row in table.rows:
-        title = _strategy(table, row, notes)
+        title = strategy_title(table, row, notes)
         if not row.records:
             lines.append([title, _count(_paper_parameters(table, row)), "not run"])
             for cell in row.cells:
@@ -116,16 +120,19 @@ def render_markdown(table: Table, heading: str = "#", *, supplements: bool = Tru
         invariance.append([title, change, *(_interval(cell.paired, f"+.{digits}f") for cell in row.cells)])
         if second is not None:
             invariance[-1] += [_interval(cell.second_paired, f"+.{digits}f") for cell in row.cells]
-    blocks = [f"{heading} Table {description.number}: {description.title}", markdown_rows(lines)]
-    blocks += [f"{_superscript(i)} {note}" for i, note in enumerate(notes)]
+    blocks = [f"# Table {description.number}: {description.title}", markdown_rows(lines)]
+    blocks += notes_below(notes)
     blocks.append(_explanation(table))
     if any(cell != "–" for line in invariance[1:] for cell in line[1:]):
-        blocks += ["Invariance, and paired differences on the same images under the same illuminants "
-                   f"({'percentage points' if description.unit == '%' else description.unit}, 95 % interval):",
-                   markdown_rows(invariance)]  # fmt: skip
+        unit = "percentage points" if description.unit == "%" else description.unit
+        blocks += [
+            "Invariance, and paired differences on the same images under the same illuminants, of those seeds that "
+            f"both rows have ({unit}, 95 % interval):",
+            markdown_rows(invariance),
+        ]
+    blocks += _by_seed(table, notes)
     for supplement in description.supplements:
-        if supplements or supplement.in_readme:
-            blocks += _supplement(table, supplement, notes)
+        blocks += _supplement(table, supplement, notes)
     blocks += _costs(table, notes)
     return "\n\n".join(blocks) + "\n"
 
@@ -133,7 +140,7 @@ def render_markdown(table: Table, heading: str = "#", *, supplements: bool = Tru
 def render_tables(results: Path) -> dict[Path, str]:
     """Render every table that has records: path relative to ``results`` -> content."""
     rendered = {}
-    for table in _tables(results):
+    for table in read_tables(results):
         stem = Path("tables") / f"table{table.description.number}"
         rendered[stem.with_suffix(".md")] = render_markdown(table)
         rendered[stem.with_suffix(".csv")] = render_csv(table)
@@ -150,14 +157,8 @@ def write_tables(results: Path) -> list[Path]:
     return paths
 
 
-def readme_block(results: Path) -> str:
-    """Return the Markdown that stands between the README's markers."""
-    tables = [render_markdown(table, heading="###", supplements=False) for table in _tables(results)]
-    return "\n".join(tables) or "No results have been recorded yet.\n"
-
-
-def replace_block(text: str, block: str, begin: str = README_BEGIN, end: str = README_END) -> str:
-    """Return a document's ``text`` with ``block`` between its markers, by default the README's.
+def replace_block(text: str, block: str, begin: str = RESULTS_BEGIN, end: str = RESULTS_END) -> str:
+    """Return a document's ``text`` with ``block`` between its markers, by default those of results.
 
     Raises:
         ValueError: If the markers are not there once each, in order.
@@ -168,20 +169,8 @@ def replace_block(text: str, block: str, begin: str = README_BEGIN, end: str = R
     return f"{before}{begin}\n{block}{end}{rest.partition(end)[2]}"
 
 
-def update_readme(path: Path, results: Path) -> None:
-    """Put :func:`readme_block` between the markers of the README at ``path``.
-
-    Raises:
-        ValueError: If the markers are missing.
-    """
-    try:
-        text = replace_block(path.read_text(encoding="utf-8"), readme_block(results))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    replace_file(path, text.encode())
-
-
-def _tables(results: Path) -> list[Table]:
+def read_tables(results: Path) -> list[Table]:
+    """Gather every table of the paper that has records below ``results``."""
     tables = []
     for description in TABLES:
         if records := find_records(results, description.number):
@@ -190,7 +179,38 @@ def _tables(results: Path) -> list[Table]:
     return tables
 
 
-def _supplement(table: Table, supplement: Supplement, notes: list[str]) -> list[str]:
+def footnotes(table: Table) -> list[str]:
+    """Return the footnotes of a table's rows, each once."""
+    return list(dict.fromkeys(row.footnote for row in table.rows if row.footnote))
+
+
+def notes_below(notes: Sequence[str]) -> list[str]:
+    """Return footnotes with their marks, a paragraph each."""
+    return [f"{_superscript(i)} {note}" for i, note in enumerate(notes)]
+
+
+def strategy_title(table: Table, row: TableRow, notes: Sequence[str]) -> str:
+    """Return a line's title, with its footnote's mark and what a reader of its numbers must be warned of."""
+    title = _title(table, row, notes)
+    return f"{title} **[{', '.join(row.marks)}]**" if row.marks else title
+
+
+def _by_seed(table: Table, notes: Sequence[str]) -> list[str]:
+    """What each seed gave, of the rows that have several; nothing where none has."""
+    digits = table.description.decimals
+    lines = [
+        [strategy_title(table, row, notes), " ".join(str(record.seed) for record in row.records)]
+        + [", ".join(f"{value:.{digits}f}" for value in cell.by_seed) or "–" for cell in row.cells]
+        for row in table.rows
+        if len(row.records) > 1
+    ]
+    if not lines:
+        return []
+    header = ["Strategy", "Seeds", *(f"S = {saturation_key(s)}" for s in table.saturations)]
+    return [f"Each seed ({table.description.unit}):", markdown_rows([header, *lines])]
+
+
+def _supplement(table: Table, supplement: Supplement, notes: Sequence[str]) -> list[str]:
     """A further table of the rows that have its metrics; nothing where none has."""
     lines = []
     for row in table.rows:
@@ -202,13 +222,13 @@ def _supplement(table: Table, supplement: Supplement, notes: list[str]) -> list[
         has_it &= not any(supplement.not_with in record.metrics for record in row.records)
         if row.records and has_it and any(None not in of_seeds for of_seeds in values):
             shown = [_mean(of_seeds, table.description.decimals) for of_seeds in values]
-            lines.append([_strategy(table, row, notes), *shown])
+            lines.append([strategy_title(table, row, notes), *shown])
     if not lines:
         return []
     return [f"{supplement.title}:", markdown_rows([["Strategy", *supplement.columns], *lines])]
 
 
-def _costs(table: Table, notes: list[str]) -> list[str]:
+def _costs(table: Table, notes: Sequence[str]) -> list[str]:
     """What the strategies cost; nothing where that was not measured."""
     if table.costs is None:
         return []
@@ -245,17 +265,12 @@ def _commits(row: TableRow) -> str | None:
     return " ".join(commits) or None
 
 
-def _strategy(table: Table, row: TableRow, notes: list[str]) -> str:
-    title = _title(table, row, notes)
-    return f"{title} **[{', '.join(row.marks)}]**" if row.marks else title
-
-
 def _is_first(table: Table, row: TableRow) -> bool:
     """Whether a line is the first of its row: where there are several presets, that of the usual one."""
     return next(other for other in table.rows if other.description == row.description) is row
 
 
-def _title(table: Table, row: TableRow, notes: list[str]) -> str:
+def _title(table: Table, row: TableRow, notes: Sequence[str]) -> str:
     title = row.description.title
     elsewhere = any(other.records and other.description == row.description for other in table.rows)
     dataset = row.records[0].dataset if row.records else table.description.dataset

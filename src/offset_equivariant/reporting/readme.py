@@ -1,0 +1,198 @@
+"""What the README shows of the results: the answer in a few sentences, and the tables in short.
+
+The tables with intervals, parameters and paired differences are those of :mod:`~offset_equivariant.reporting.tables`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from offset_equivariant.reporting.comparison import Cell, Table, TableRow
+from offset_equivariant.reporting.records import saturation_key
+from offset_equivariant.reporting.reproduction import verdict
+from offset_equivariant.reporting.tables import (
+    footnotes,
+    markdown_rows,
+    notes_below,
+    read_tables,
+    replace_block,
+    strategy_title,
+)
+from offset_equivariant.storage import replace_file
+
+ANSWER_BEGIN, ANSWER_END = "<!-- answer:begin -->", "<!-- answer:end -->"
+#: Names of Table 1's rows in a sentence.
+_ORIGINAL, _OURS, _EXACT = "original", "equivariant", "equivariant_relative"
+_BALANCED, _AUGMENTED = "preprocessing_grey_world", "augmentation_illuminants"
+
+
+def render_answer(results: Path, examined: Sequence[Table]) -> str:
+    """Return what the records answer in a few sentences, as Markdown; a sentence whose rows are missing is left out.
+
+    Args:
+        results: the folder of the records.
+        examined: all of its tables, for the verdicts, see :func:`~.reproduction.examined_tables`.
+    """
+    tables = read_tables(results)
+    table = next((table for table in tables if table.description.number == 1), None)
+    rows = {} if table is None else _finished(table)
+    sentences = []
+    if table is not None and {_ORIGINAL, _OURS} <= rows.keys():
+        sentences += [_robustness(rows), _price(table, rows)]
+        if {_BALANCED, _AUGMENTED} <= rows.keys():
+            sentences.append(_alternatives(rows))
+        if _EXACT in rows:
+            sentences.append(_guarantee(rows))
+    if tables:
+        verdicts = ", ".join(f"Table {table.description.number} {verdict(table)}" for table in examined)
+        sentences.append(f"[What is reproduced of the paper](docs/REPRODUCTION.md): {verdicts}.")
+    points = textwrap.TextWrapper(
+        120, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "".join(f"{points.fill(sentence)}\n" for sentence in sentences)
+
+
+def _finished(table: Table) -> dict[str, TableRow]:
+    """Lines of the table's own data set that may be cited, by row: of several presets the usual one."""
+    rows: dict[str, TableRow] = {}
+    for row in table.rows:
+        if row.records and row.records[0].dataset == table.description.dataset and not row.marks:
+            rows.setdefault(row.description.name, row)
+    return {name: row for name, row in rows.items() if all(cell.ours is not None for cell in row.cells)}
+
+
+def _value(row: TableRow, s: float) -> str:
+    return f"{_cell(row, s).ours:.2f}"
+
+
+def _cell(row: TableRow, s: float) -> Cell:
+    return next(cell for cell in row.cells if cell.saturation == s)
+
+
+def _signed(paired: tuple[float, float, float] | None) -> str:
+    return "–" if paired is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*paired)
+
+
+def _robustness(rows: dict[str, TableRow]) -> str:
+    original, ours = rows[_ORIGINAL], rows[_OURS]
+    return (
+        f"On CIFAR-10 (ResNet-20, {ours.records[0].total_steps:,} steps), light of saturation 0.9, whose weakest "
+        f"channel is a tenth of its strongest, takes an ordinary network's error from {_value(original, 0.0)} to "
+        f"{_value(original, 0.9)} %, and the equivariant network's from {_value(ours, 0.0)} to {_value(ours, 0.9)} %."
+    )
+
+
+def _price(table: Table, rows: dict[str, TableRow]) -> str:
+    text = (
+        f"In white light the equivariant network minus the ordinary one is {_signed(_cell(rows[_OURS], 0.0).paired)} "
+        "points"
+    )
+    costs = table.costs
+    if costs is not None and {_ORIGINAL, _OURS} <= costs.rows.keys():
+        original, ours = costs.rows[_ORIGINAL], costs.rows[_OURS]
+        text += (
+            f"; its training step takes {ours.step_ms / original.step_ms:.1f} times as long, its inference "
+            f"{ours.inference_ms / original.inference_ms:.1f} times ({costs.device})"
+        )
+    return f"{text}."
+
+
+def _alternatives(rows: dict[str, TableRow]) -> str:
+    balanced, augmented = rows[_BALANCED], rows[_AUGMENTED]
+    return (
+        f"Balancing every image by grey-world, which learns nothing, gives {_value(balanced, 0.0)} and "
+        f"{_value(balanced, 0.9)} %, {_signed(_cell(balanced, 0.0).second_paired)} and "
+        f"{_signed(_cell(balanced, 0.9).second_paired)} points beside the equivariant network; training under random "
+        f"illuminants gives {_value(augmented, 0.0)} and {_value(augmented, 0.9)} %."
+    )
+
+
+def _guarantee(rows: dict[str, TableRow]) -> str:
+    exact = rows[_EXACT]
+    changes = [f"{rows[name].invariance:.2g}" for name in (_EXACT, _OURS)]
+    text = (
+        "What equivariance adds is a bound for each single image: with relative clipping (ours, "
+        f"{_value(exact, 0.9)} %) no posterior changes by more than {changes[0]} up to S = 0.9, unless images are "
+        "rounded to 8 bits afterwards ([how much then](results/ablations/ablations.md)); with the paper's clipping by "
+        f"up to {changes[1]}"
+    )
+    return text + (f", with grey-world by up to {rows[_BALANCED].invariance:.2g}." if _BALANCED in rows else ".")
+
+
+def readme_block(results: Path) -> str:
+    """Return the Markdown that stands between the README's markers of the results."""
+    return "\n".join(_short(table) for table in read_tables(results)) or "No results have been recorded yet.\n"
+
+
+def _short(table: Table) -> str:
+    """One table as far as it fits a page's width."""
+    description, notes = table.description, footnotes(table)
+    header = ["Strategy", *(f"S = {saturation_key(s)}" for s in table.saturations), description.invariance_title]
+    lines = [[*header, "Trained"]]
+    for row in table.rows:
+        change = "–" if row.invariance is None else f"{row.invariance:.2g}"
+        cells = [_short_cell(cell, description.decimals) for cell in row.cells]
+        lines.append([strategy_title(table, row, notes), *cells, change, _trained(row)])
+    number = description.number
+    counts = " or ".join(f"{n:,}" for n in sorted({record.n for row in table.rows for record in row.records}))
+    explanation = (
+        f"{counts} test images; in brackets the paper's number; ± standard deviation over seeds. "
+        f"[Intervals, paired differences, parameters, commits](results/tables/table{number}.md). {_times(table)}"
+    )
+    blocks = [f"### Table {number}: {description.title}", markdown_rows(lines)]
+    return "\n\n".join([*blocks, *notes_below(notes), explanation]) + "\n"
+
+
+def _times(table: Table) -> str:
+    """How long one training of the table took, and one evaluation, from the fastest to the slowest."""
+    records = [record for row in table.rows for record in row.records]
+    trained = [record.train_seconds for record in records if record.total_steps and not record.flags]
+    texts = [f"one evaluation {_minutes([record.evaluate_seconds for record in records])}"]
+    if trained:
+        texts.insert(0, f"one training took {_minutes(trained)}")
+    return f"{' and '.join(texts)} minutes ([on what](docs/REPRODUCTION.md)).".replace("one", "One", 1)
+
+
+def _minutes(seconds: Sequence[float]) -> str:
+    low, high = (f"{value / 60:.2g}" for value in (min(seconds), max(seconds)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _short_cell(cell: Cell, digits: int) -> str:
+    ours = "–" if cell.ours is None else f"{cell.ours:.{digits}f}"
+    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+    return ours + spread + (f" ({cell.paper.printed})" if cell.paper else "")
+
+
+def _trained(row: TableRow) -> str:
+    if not row.records:
+        return "not run"
+    if row.records[0].total_steps == 0:
+        return "–"
+    seeds = len(row.records)
+    return f"{row.records[0].preset}, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def update_readme(path: Path, results: Path, examined: Sequence[Table]) -> None:
+    """Put :func:`render_answer` and :func:`readme_block` between their markers of the README at ``path``.
+
+    Raises:
+        ValueError: If markers are missing.
+    """
+    try:
+        text = render_readme(path.read_text(encoding="utf-8"), results, examined)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    replace_file(path, text.encode())
+
+
+def render_readme(text: str, results: Path, examined: Sequence[Table]) -> str:
+    """Return a README's ``text`` with what the records say between its markers.
+
+    Raises:
+        ValueError: If markers are missing.
+    """
+    text = replace_block(text, render_answer(results, examined), ANSWER_BEGIN, ANSWER_END)
+    return replace_block(text, readme_block(results))

@@ -1,0 +1,108 @@
+"""The README's answer and short tables: what they say of made-up records, and where they are put."""
+
+import numpy as np
+import pytest
+
+from offset_equivariant.reporting.costs import Cost, Costs, costs_path, write_costs
+from offset_equivariant.reporting.readme import ANSWER_BEGIN, ANSWER_END, readme_block, render_answer, update_readme
+from offset_equivariant.reporting.records import save_evaluation
+from offset_equivariant.reporting.reproduction import examined_tables
+from offset_equivariant.reporting.statistics import paired_difference_interval
+from offset_equivariant.reporting.tables import RESULTS_BEGIN, RESULTS_END
+
+KEYS = ("0.0", "0.5", "0.9")
+WRONG = {  # of 1,000 images, at S = 0.0, 0.5, 0.9
+    "original": (120, 170, 330),
+    "preprocessing_grey_world": (123, 122, 135),
+    "augmentation_illuminants": (130, 129, 134),
+    "equivariant": (136, 135, 137),
+    "equivariant_relative": (138, 138, 138),
+}
+CHANGES = {"equivariant": 0.55, "equivariant_relative": 6.4e-6, "preprocessing_grey_world": 0.95}
+
+
+def outcomes_of(row):
+    return {key: np.arange(1000) < count for key, count in zip(KEYS, WRONG[row], strict=True)}
+
+
+def save(results, make_record, row, **changes):
+    metrics = {"error_percent": {key: count / 10 for key, count in zip(KEYS, WRONG[row], strict=True)}}
+    metrics["posterior_change"] = {"0.9": CHANGES.get(row, 1.0)}
+    record = make_record(row, n=1000, metrics=metrics, total_steps=4680, steps=4680, **changes)
+    save_evaluation(results, record, {"error": outcomes_of(row)})
+
+
+def answer(results):
+    return " ".join(render_answer(results, examined_tables(results)).split())
+
+
+def test_answer_says_what_the_records_say(tmp_path, make_record):
+    for row in WRONG:
+        save(tmp_path, make_record, row)
+    costs = {"original": Cost(1, 0.5, 200, 1, 0), "equivariant": Cost(1, 0.85, 300, 1, 0)}
+    write_costs(Costs("a device", 2, "c0ffee", False, costs, {}), costs_path(tmp_path, 1))
+    text = answer(tmp_path)
+    assert "(ResNet-20, 4,680 steps)" in text
+    assert "error from 12.00 to 33.00 %, and the equivariant network's from 13.60 to 13.70 %." in text
+    ours, original = (outcomes_of(row)["0.0"] for row in ("equivariant", "original"))
+    found = paired_difference_interval(100 * ours, 100 * original)
+    assert found[0] == pytest.approx(1.6)
+    assert "minus the ordinary one is {:+.2f} [{:+.2f}, {:+.2f}] points".format(*found) in text
+    assert "training step takes 1.5 times as long, its inference 1.7 times (a device)." in text
+    assert "gives 12.30 and 13.50 %, -1.30 [-2.00, -0.60] and -0.20 [-0.48, +0.08] points beside" in text
+    assert "under random illuminants gives 13.00 and 13.40 %." in text
+    assert "(ours, 13.80 %) no posterior changes by more than 6.4e-06 up to S = 0.9" in text
+    assert "with the paper's clipping by up to 0.55, with grey-world by up to 0.95." in text
+    assert text.endswith("Table 1 partly, Table 2 not yet, Table 3 not yet, Table 4 not yet.")
+
+
+def test_answer_leaves_out_what_was_not_measured_or_must_not_be_cited(tmp_path, make_record):
+    assert render_answer(tmp_path, examined_tables(tmp_path)) == ""
+    save(tmp_path, make_record, "original")
+    assert answer(tmp_path).startswith("- [What is reproduced")
+    save(tmp_path, make_record, "equivariant", training_dirty=True)
+    assert answer(tmp_path).startswith("- [What is reproduced")
+    save(tmp_path, make_record, "equivariant")
+    text = answer(tmp_path)
+    assert text.startswith("- On CIFAR-10") and "grey-world" not in text and "posterior" not in text
+    assert "training step" not in text
+
+
+def test_short_tables(tmp_path, make_record):
+    assert readme_block(tmp_path) == "No results have been recorded yet.\n"
+    save(tmp_path, make_record, "original")
+    save(tmp_path, make_record, "equivariant_relative")
+    lines = readme_block(tmp_path).splitlines()
+    assert lines[0].startswith("### Table 1: ")
+    assert "| Original | 12.00 (8.67) | 17.00 (12.6) | 33.00 (29.0) | 1 | fast, 1 seed |" in lines
+    assert "| Equivariant | – (8.88) | – (8.85) | – (9.29) | – | not run |" in lines
+    exact = "| Equivariant, relative clipping (ours) | 13.80 | 13.80 | 13.80 | 6.4e-06 | fast, 1 seed |"
+    assert exact in lines
+    assert lines[-1].startswith("1,000 test images") and "(results/tables/table1.md)" in lines[-1]
+    assert "One training took 0.17 and one evaluation 0.025 minutes" in lines[-1]
+    save(tmp_path, make_record, "original", seed=1, train_seconds=120.0)
+    assert "One training took 0.17 to 2 and" in readme_block(tmp_path)
+    assert "| 12.00 ± 0.00 (8.67) |" in readme_block(tmp_path) and "| fast, 2 seeds |" in readme_block(tmp_path)
+
+
+def test_both_go_between_their_markers(tmp_path, make_record):
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        f"a\n{ANSWER_BEGIN}\nold\n{ANSWER_END}\nb\n{RESULTS_BEGIN}\nold\n{RESULTS_END}\nc\n", encoding="utf-8"
+    )
+    for row in ("original", "equivariant"):
+        save(tmp_path, make_record, row)
+    for _ in range(2):
+        update_readme(readme, tmp_path, examined_tables(tmp_path))
+    begun, rest = readme.read_text(encoding="utf-8").split(ANSWER_END)
+    assert begun == f"a\n{ANSWER_BEGIN}\n{render_answer(tmp_path, examined_tables(tmp_path))}"
+    assert rest == f"\nb\n{RESULTS_BEGIN}\n{readme_block(tmp_path)}{RESULTS_END}\nc\n"
+
+
+@pytest.mark.parametrize("text", ["", f"{RESULTS_BEGIN}\n{RESULTS_END}", f"{ANSWER_BEGIN}\n{ANSWER_END}"])
+def test_readme_without_its_markers_is_an_error_and_stays(tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match=r"README\.md: .*:begin"):
+        update_readme(readme, tmp_path, examined_tables(tmp_path))
+    assert readme.read_text() == text
