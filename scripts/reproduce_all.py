@@ -2,7 +2,9 @@
 
     python scripts/reproduce_all.py [--run missing]
 
-Trains and evaluates nothing unless asked: with --run missing, all that is missing and whose data are there.
+Trains and evaluates nothing unless asked: with --run missing, all that is missing and whose data are there. Tables are
+rendered from the records in results/; of those that were made in runs/results or runs/reproduction and are missing
+there, it says how they are brought there, which --run missing does.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def main(words: list[str] | None = None, root: Path | None = None, settings: Seq
     arguments = parser.parse_args(words)
     root = root or provenance.repository_root()
     results = root / "results"
-    missing = missing_records(results, settings)
+    elsewhere = [root / "runs" / "results", root / "runs" / "reproduction"]
+    logging.info("looking for what is missing")
+    missing = missing_records(results, settings, elsewhere)
     failures: list[str] = []
     if arguments.run is not None:
         try:
@@ -42,7 +46,7 @@ def main(words: list[str] | None = None, root: Path | None = None, settings: Seq
         except TrainingInterruptedError as interruption:
             print(interruption, file=sys.stderr)
             return interruption.exit_status
-        missing = missing_records(results, settings)
+        missing = missing_records(results, settings, elsewhere)
     paths = render_all(root)
     track(results, arguments.logger, root / "runs" / "reproduction")
     print("\n".join(f"wrote {path}" for path in paths))
@@ -55,6 +59,9 @@ def run_all(missing: Sequence[MissingRecord], logger: str) -> list[str]:
     """Make the records that are missing, and return why some could not be made."""
     failures = []
     for record in missing:
+        if record.made is not None:
+            record.adopt()
+            continue
         try:
             run_configuration(composed_words([*record.words, f"logger={logger}"]))
         except EXPLAINED_ERRORS as error:
@@ -85,8 +92,12 @@ def listing(missing: Sequence[MissingRecord]) -> str:
     if not missing:
         return "nothing is missing"
     lines = [f"missing are {len(missing)} records; the commands that make them:"]
-    for title, trains in (("Without training:", False), ("By training:", True)):
-        commands = [_line(record) for record in missing if record.trains == trains]
+    groups: dict[str, list[str]] = {"Made here, to be copied:": [], "Without training:": [], "By training:": []}
+    made, evaluated, trained = groups.values()
+    for record in missing:
+        group = made if record.made is not None else trained if record.trains else evaluated
+        group.append(_line(record))
+    for title, commands in groups.items():
         lines += [title, *commands] if commands else []
     return "\n".join(lines)
 

@@ -109,7 +109,8 @@ def root(tmp_path):
     """A repository of two records."""
     (tmp_path / "docs").mkdir()
     for name in ("README.md", "docs/REPRODUCTION.md"):
-        (tmp_path / name).write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+        blocks = [f"<!-- {block}:begin -->\n<!-- {block}:end -->\n" for block in ("answer", "results")]
+        (tmp_path / name).write_text("".join(blocks))
     for name in ("table1_original", "table3_grey_world"):
         for path in (record_path, outcomes_path):
             target = path(tmp_path / "results", name, 0)
@@ -139,6 +140,29 @@ def test_all_is_rendered_and_tracked_in_one_run_and_the_rest_is_listed(
     tables = [file.name for file in path.parent.glob("files/media/table/*.json")]
     for shown in ("table1", "table2", "table3", "table4", "figure2", "figure5"):
         assert [name for name in tables if name.startswith(shown)], shown
+
+
+@pytest.mark.usefixtures("few")
+def test_what_was_made_elsewhere_is_found_and_copied_when_asked_for(load_script, root, capsys):
+    elsewhere, wanted = root / "runs" / "reproduction", root / "results"
+    for path in (record_path, outcomes_path):
+        path(elsewhere, "table1_equivariant", 0).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path(RESULTS, "table1_equivariant", 0), path(elsewhere, "table1_equivariant", 0))
+    # Of an unfinished training: not taken.
+    unfinished = root / "runs" / "results"
+    record = replace(read_record(record_path(RESULTS, "table1_equivariant", 0)), complete=False)
+    write_record(record, record_path(unfinished, "table1_equivariant", 0))
+    (missing,) = missing_records(wanted, (), [unfinished, elsewhere])
+    folder = wanted / "records" / "table1_equivariant"
+    source = elsewhere / "records" / "table1_equivariant" / "seed0"
+    assert missing.command == f"mkdir -p {folder} && cp {source}.* {folder}/"
+    reproduce_all = load_script("reproduce_all")
+    assert reproduce_all.main(["--logger", "none"], root) == 0
+    assert f"Made here, to be copied:\n  {missing.command}\n" in capsys.readouterr().out and not folder.exists()
+    assert reproduce_all.run_all([missing], "none") == []
+    assert {path.name for path in folder.iterdir()} == {"seed0.json", "seed0.npz"}
+    assert read_record(record_path(wanted, "table1_equivariant", 0)).seed == 0
+    assert missing_records(wanted, (), [elsewhere]) == []
 
 
 @pytest.mark.usefixtures("few")

@@ -12,6 +12,7 @@ from offset_equivariant.config import ExperimentConfig, experiment_config
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
 from offset_equivariant.reporting.records import Record, read_record, record_path
 from offset_equivariant.runs import released_weights_path
+from offset_equivariant.storage import replace_file
 
 #: Seeds of a table's rows, but for those of one training a camera.
 SEEDS = {"table1": (0, 1, 2), "table2": (0,), "table3": (0, 1, 2), "table4": (0,)}
@@ -40,6 +41,8 @@ class MissingRecord:
         words: the command line of the entry point that makes it.
         trains: whether that trains a network, or evaluates one that is there.
         why: what is wrong with the one that is there; empty without one.
+        made: a good one that lies in another folder of results, without its suffix; None where there is none.
+        wanted: where it belongs, without its suffix.
     """
 
     name: str
@@ -47,11 +50,25 @@ class MissingRecord:
     words: tuple[str, ...]
     trains: bool
     why: str = ""
+    made: Path | None = None
+    wanted: Path = Path()
 
     @property
     def command(self) -> str:
-        """The command that makes it, for a shell at the root of the repository."""
+        """The command that makes it, or brings it there, for a shell at the root of the repository."""
+        if self.made is not None:
+            folder = _relative(self.wanted.parent)
+            return f"mkdir -p {folder} && cp {_relative(self.made)}.* {folder}/"
         return " ".join(["python -m offset_equivariant", *self.words])
+
+    def adopt(self) -> None:
+        """Copy what was ``made`` elsewhere to where it is ``wanted``."""
+        assert self.made is not None
+        self.wanted.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".npz", ".json"):  # the record last: what has one is complete
+            source = self.made.with_suffix(suffix)
+            if source.exists():
+                replace_file(self.wanted.with_suffix(suffix), source.read_bytes())
 
 
 def experiments_of(prefix: str) -> list[str]:
@@ -74,7 +91,7 @@ def seeds_of(table: str, experiment: str) -> tuple[int, ...]:
     return seeds[:1] if experiment.endswith(_OF_ONE_SEED) else seeds
 
 
-def missing_records(results: Path, settings: Sequence[str] = ()) -> list[MissingRecord]:
+def missing_records(results: Path, settings: Sequence[str] = (), elsewhere: Sequence[Path] = ()) -> list[MissingRecord]:
     """Return what is missing below ``results``: of every table on every data set, of the ablations, and of the rest.
 
     A record of an unfinished training or of uncommitted code counts as missing, and so does one that lacks saturations.
@@ -83,6 +100,7 @@ def missing_records(results: Path, settings: Sequence[str] = ()) -> list[Missing
     Args:
         results: the folder of the records.
         settings: further words for the entry point, of every command.
+        elsewhere: other folders of results, in which a missing record may have been made.
 
     Raises:
         RecordError: if a record is damaged.
@@ -98,11 +116,14 @@ def missing_records(results: Path, settings: Sequence[str] = ()) -> list[Missing
         for name in dict.fromkeys(name for ablation in ABLATIONS for name in ablation.variants.values())
         if name.endswith(_REQUANTIZED)
     ]
-    found = [_missing([*words, f"paths.results={_relative(folder)}", *settings], folder) for words, folder in wanted]
+    found = [
+        _missing([*words, f"paths.results={_relative(folder)}", *settings], folder, elsewhere)
+        for words, folder in wanted
+    ]
     return [missing for missing in found if missing is not None]
 
 
-def _missing(words: list[str], folder: Path) -> MissingRecord | None:
+def _missing(words: list[str], folder: Path, elsewhere: Sequence[Path]) -> MissingRecord | None:
     config = experiment_config(plain_settings(composed_words(words)))
     learns = config.train.steps != 0
     repeated = not learns and config.seed != 0  # what learns nothing has one seed
@@ -113,7 +134,17 @@ def _missing(words: list[str], folder: Path) -> MissingRecord | None:
     weights = released_weights_path(provenance.repository_root() / "results", config.experiment, config.seed)
     if learns and weights.exists():
         words = [*words, "mode=evaluate", f"weights={_relative(weights)}"]
-    return MissingRecord(config.record_name, config.seed, tuple(words), learns and not weights.exists(), why)
+    others = [record_path(other, config.record_name, config.seed) for other in elsewhere]
+    good = [other for other in others if other.exists() and not _faults(read_record(other), config)]
+    return MissingRecord(
+        config.record_name,
+        config.seed,
+        tuple(words),
+        learns and not weights.exists(),
+        why,
+        made=good[0].with_suffix("") if good else None,
+        wanted=path.with_suffix(""),
+    )
 
 
 def _faults(record: Record, config: ExperimentConfig) -> str:

@@ -11,7 +11,7 @@ from offset_equivariant.provenance import repository_root
 NOTEBOOKS = sorted((repository_root() / "notebooks").glob("*.ipynb"))
 #: Pictures that each notebook shows.
 PICTURES = {
-    "01_tables_and_curves": 2,
+    "01_tables_and_curves": 3,
     "02_predictions_under_coloured_light": 2,
     "03_white_balance": 2,
     "04_inpainting": 3,

@@ -88,9 +88,9 @@ ABLATIONS = (
             "original": "table1_original",
             "original, rounded": "table1_original_requantized",
         },
-        "Rounding leaves the errors with the paper's clipping where they are, moves the original network's by less than a "
-        "fifth of a point, and takes the exactness from the relative one, whose error rises a little under saturated "
-        "light.",
+        "Rounding leaves the errors with the paper's clipping where they are, moves the original network's by less "
+        "than a fifth of a point, and takes the exactness from the relative one, whose error rises a little under "
+        "saturated light.",
         paired=True,
     ),
     Ablation(
