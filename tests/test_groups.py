@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,7 @@ def test_assignment_matrix_is_that_of_eq_25():
         (-4, 3, r"width = -4 .* offset_groups = 3; the nearest valid number of channels is 3$"),
         (6, 0, r"offset_groups must be a whole number of at least 1, got 0$"),
         (6, 3.0, r"offset_groups must be a whole number of at least 1, got 3.0$"),
+        (6, True, r"offset_groups must be a whole number of at least 1, got True$"),
     ],
 )
 def test_channels_that_the_groups_do_not_divide(channels, offset_groups, message):
@@ -55,7 +57,7 @@ def test_channels_that_the_groups_do_not_divide(channels, offset_groups, message
 
 
 def test_channels_per_group():
-    assert [channels_per_group(n, g) for n, g in [(15, 3), (31, 31), (8, 1)]] == [5, 1, 8]
+    assert [channels_per_group(n, g) for n, g in [(15, np.int64(3)), (31, 31), (8, 1)]] == [5, 1, 8]
 
 
 @pytest.mark.parametrize("spatial", [(), (5,), (4, 3), (2, 3, 2)])

@@ -6,6 +6,8 @@ the first group, 5-9 the second and 10-14 the third. Tensors are laid out as in 
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def channels_per_group(channels: int, offset_groups: int, name: str = "channels"
         ValueError: if ``offset_groups`` is not positive or does not divide ``channels``; the message names the
             quantity, both numbers and the nearest valid ones.
     """
-    if not isinstance(offset_groups, int) or offset_groups < 1:
+    if not isinstance(offset_groups, Integral) or isinstance(offset_groups, bool) or offset_groups < 1:
         raise ValueError(f"offset_groups must be a whole number of at least 1, got {offset_groups!r}")
     if channels < 1 or channels % offset_groups:
         below = max(channels, 0) // offset_groups * offset_groups
@@ -77,7 +79,7 @@ def group_mean(x: Tensor, offset_groups: int) -> Tensor:
 
 def expand_groups(values: Tensor, channels: int) -> Tensor:
     """Return G·values: ``(N, g)`` to ``(N, channels)``, each channel getting its group's value."""
-    return values.repeat_interleave(channels_per_group(channels, values.shape[-1]), dim=-1)
+    return values.repeat_interleave(channels_per_group(channels, int(values.shape[-1])), dim=-1)
 
 
 def add_offset(x: Tensor, offset: Tensor) -> Tensor:

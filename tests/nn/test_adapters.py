@@ -169,3 +169,18 @@ def test_the_invariant_head_averages_over_groups(offset_groups, assert_equivaria
 def test_errors_say_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_activations_take_torchs_arguments_and_never_overwrite_their_input():
+    for layer, plain in [
+        (oe.nn.ReLU(True), oe.nn.ReLU()),
+        (oe.nn.LeakyReLU(0.1, True), oe.nn.LeakyReLU(0.1)),
+        (oe.nn.Dropout(0.1, True).eval(), oe.nn.Dropout(0.1).eval()),
+    ]:
+        x = torch.randn(2, 6, 3, requires_grad=True)
+        before, expected = x.detach().clone(), plain(x)
+        y = layer(x)
+        assert torch.equal(y, expected) and torch.equal(x, before) and layer.module.inplace
+        (found,), (wanted,) = (torch.autograd.grad(of.square().sum(), x) for of in (y, expected))
+        torch.testing.assert_close(found, wanted)
+    assert oe.nn.BatchNorm2d(6, device="meta", dtype=torch.float64).module.weight.is_meta

@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -233,3 +234,39 @@ def test_removing_the_parametrization_keeps_the_function():
     assert plain[0].weight is free and free.requires_grad
     assert type(plain[0]) is oe.nn.Conv1d
     assert constraint_error(plain[0].weight, G) < 1e-14
+
+
+@pytest.mark.parametrize("constraint", ["parametrization", "projection"])
+@pytest.mark.parametrize("make", [partial(oe.nn.Linear, 6, 9), partial(oe.nn.ConvTranspose1d, 6, 9, 4, 2)])
+def test_parameters_that_are_drawn_anew_are_constrained(make, constraint):
+    torch.manual_seed(0)
+    layer = make(constraint=constraint)
+    before, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    layer.reset_parameters()
+    assert (layer.weight - before).abs().max() > 0.1 and (layer.bias - bias).abs().max() > 0.01
+    assert layer.constraint_error() < 1e-6
+    torch.manual_seed(0)
+    torch.testing.assert_close(make(constraint=constraint).weight, before)
+
+
+def test_an_unconstrained_weight_that_was_loaded_is_measured_and_mended():
+    layer = oe.nn.Conv2d(6, 9, 3, constraint="projection")
+    layer.load_state_dict(torch.nn.Conv2d(6, 9, 3).state_dict())
+    assert layer.constraint_error() == constraint_error(layer.weight, G) > 0.5
+    project_(layer)
+    assert layer.constraint_error() < 1e-6
+
+
+def test_parametrisations_of_others_are_not_removed():
+    class Halved(torch.nn.Module):
+        def forward(self, x):
+            return x / 2
+
+    for name in ("bias", "weight"):
+        layer = oe.nn.Conv1d(6, 6, 3)
+        torch.nn.utils.parametrize.register_parametrization(layer, name, Halved())
+        x = torch.randn(2, 6, 5)
+        expected = layer(x)
+        with pytest.raises(ValueError, match=f"Conv1d has parametrisations of .*{name} beside the constraint"):
+            remove_parametrizations_(layer)
+        assert torch.equal(layer(x), expected)

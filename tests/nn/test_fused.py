@@ -283,3 +283,30 @@ def test_other_channels_groups_and_kinds_are_refused():
     for taker in (lambda x: BatchNormReLU(6)(torch.randn(2, 6, 4, 4), x), oe.nn.ReLU()):
         with pytest.raises(TypeError, match=r"ShiftedFeatures.*\.joined\(\)"):
             taker(features)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_second_derivatives_are_refused_and_those_of_the_plain_layers_are_there(training, randomised):
+    def penalty(*layers):
+        network = nn.Sequential(oe.nn.Conv2d(3, 6, 3), *layers).double().train(training)
+        x = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+        ((gradient.flatten(1).norm(dim=1) - 1) ** 2).sum().backward()
+        return network[1]
+
+    with pytest.raises(RuntimeError, match=r"no second derivatives \(create_graph=True\); for those use BatchNorm2d"):
+        penalty(BatchNormReLU(6))
+    assert penalty(oe.nn.BatchNorm2d(6), oe.nn.ReLU()).module.weight.grad.abs().max() > 0
+
+
+def test_running_statistics_are_the_average_of_all_batches_without_a_momentum():
+    """As of torch's own layer, and so that torch.optim.swa_utils.update_bn can recompute them."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4, 6, 3, 3, generator=generator).double() + 2 for _ in range(3)]
+    fused, plain = nn.Sequential(BatchNormReLU(6)).double(), oe.nn.BatchNorm2d(6).double()
+    torch.optim.swa_utils.update_bn(batches, fused)
+    torch.optim.swa_utils.update_bn(batches, plain)
+    torch.testing.assert_close(fused[0].running_mean, plain.module.running_mean, rtol=0, atol=1e-14)
+    torch.testing.assert_close(fused[0].running_var, plain.module.running_var, rtol=0, atol=1e-14)
+    assert fused[0].num_batches_tracked == 3 and fused[0].momentum == 0.1
+    assert BatchNormReLU(6, momentum=None).momentum is None

@@ -238,3 +238,60 @@ def test_weights_that_a_convolution_does_not_own_are_left_alone():
     fused, images = fuse_for_inference(network.eval()), random_images(2, 3, 8, 8).double()
     torch.testing.assert_close(fused(images), network(images), rtol=0, atol=1e-12)
     assert [isinstance(module, nn.Identity) for module in fused] == [False] * 7 + [True]
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder has the encoder's weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.norm = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)
+        self.last, self.last_norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.last_norm(self.last(F.conv_transpose2d(self.norm(self.encoder(x)), self.encoder.weight)))
+
+
+class Twice(nn.Module):
+    """One result is both the input of a normalisation and its shortcut."""
+
+    def __init__(self, family):
+        super().__init__()
+        self.first, self.norm = family.conv2d(3, 6, 3, padding=1), family.batch_norm_relu(6)
+        self.last, self.last_norm = family.conv2d(6, 6, 3, padding=1), family.batch_norm_relu(6)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.last_norm(self.last(self.norm(y, y)))
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [(Tied, "norm"), *((lambda family=family: Twice(family), "norm") for family in FAMILIES.values())],
+    ids=["tied", *FAMILIES],
+)
+def test_what_is_read_elsewhere_or_twice_is_left_alone(make, left):
+    torch.manual_seed(0)
+    network = make().double()
+    for _ in range(3):
+        network(random_images(4, 3, 8, 8).double() * 2 + 1)
+    fused, images = fuse_for_inference(network.eval()), random_images(2, 3, 8, 8).double()
+    expected = network(images)
+    torch.testing.assert_close(fused(images), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+    assert isinstance(getattr(fused, left), nn.BatchNorm2d) and not isinstance(fused.last_norm, nn.BatchNorm2d)
+
+
+def test_scales_that_half_precision_has_no_digits_for_are_refused():
+    network = nn.Sequential(Conv2d(3, 6, 3), BatchNormReLU(6)).eval()
+    with torch.no_grad():
+        network[1].weight[2] = 1e-9
+    images = random_images(2, 3, 8, 8)
+    folded = fuse_for_inference(network)
+    torch.testing.assert_close(folded(images), network(images), rtol=0, atol=1e-5)
+    assert folded.bfloat16()(images.bfloat16()).isfinite().all()
+    with pytest.raises(ValueError, match=r"scales are zero in torch\.float16: convert the network as it was before"):
+        fuse_for_inference(network).half()
+    half = network.half()
+    assert half(images.half()).isfinite().all()
+    with pytest.raises(ValueError, match=r"scales are zero in torch\.float16"):
+        fuse_for_inference(half)

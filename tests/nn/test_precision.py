@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import offset_equivariant as oe
 from offset_equivariant.groups import add_offset, group_mean
+from offset_equivariant.models.cerberus import ColorCerberus
 from offset_equivariant.models.resnet import Bottleneck, CifarResNet, ResNet
 from offset_equivariant.nn import OffsetEquivariant, project_
 from offset_equivariant.nn.constraint import constraint_error
-from offset_equivariant.nn.precision import past_low_precision
+from offset_equivariant.nn.precision import _tf32_is_allowed, past_low_precision, rounds_operands
 
 LOW = (torch.bfloat16, torch.float16)
 #: Unit roundoff: half the distance from 1 to the next number.
@@ -223,3 +224,65 @@ def test_shapes_can_be_had_without_computing():
     with torch.device("meta"):
         network = CifarResNet(8, 10, OffsetEquivariant())
         assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+class Tf32(TorchDispatchMode):
+    """Rounds what is convolved and multiplied to the 10 stored bits of TF32, as tensor cores do."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in Products.NAMES:
+            args = [self.rounded(x) if isinstance(x, torch.Tensor) and x.ndim > 1 else x for x in args]
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def rounded(x):
+        bits = x.contiguous().view(torch.int32)
+        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [*LAYERS.values(), (partial(ColorCerberus, OffsetEquivariant()), (2, 3, 64, 64))],
+    ids=[*LAYERS, "ColorCerberus"],
+)
+def test_an_offset_passes_unharmed_by_tf32(make, shape, monkeypatch):
+    torch.manual_seed(0)
+    layer = make().eval()
+    x = torch.randn(*shape)
+
+    def error():
+        with torch.no_grad(), Tf32():
+            still, moved = layer(x), layer(with_offset(x, OFFSET))
+        return (moved - with_offset(still, OFFSET)).abs().max().item() / still.abs().max().item()
+
+    lost = error()
+    # As on a GPU; here there is none.
+    monkeypatch.setattr(oe.nn.layers, "rounds_operands", lambda x: True)
+    monkeypatch.setattr(oe.nn.transposed, "rounds_operands", lambda x: True)
+    kept = error()
+    assert kept < 2e-2
+    assert lost > 10 * kept or isinstance(layer, oe.nn.OffsetAdapter)  # which takes the offset out by nature
+
+
+@pytest.fixture
+def tf32_flags():
+    """torch's flags of convolutions and products of matrices on GPUs, which are what they were afterwards."""
+    flags = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [flag.fp32_precision for flag in flags]
+    yield flags
+    for flag, value in zip(flags, before, strict=True):
+        flag.fp32_precision = value
+
+
+def test_tf32_is_what_torchs_flags_say(tf32_flags):
+    assert not rounds_operands(torch.zeros(1))  # not of a CPU
+    assert torch.compile(lambda x: x + _tf32_is_allowed(), backend="eager", fullgraph=True)(torch.zeros(1)) == 1
+    for *values, allowed in [("ieee", "ieee", False), ("tf32", "ieee", True), ("ieee", "tf32", True)]:
+        for flag, value in zip(tf32_flags, values, strict=True):
+            flag.fp32_precision = value
+        assert _tf32_is_allowed() is allowed
+
+
+def test_an_empty_batch_passes_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert oe.nn.Linear(6, 9)(torch.randn(0, 6)).shape == (0, 9)

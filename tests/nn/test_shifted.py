@@ -117,6 +117,9 @@ def test_what_cannot_be_taken_says_what_to_do():
     for add in (lambda: features + features, lambda: features + joined, lambda: joined + features):
         with pytest.raises(TypeError, match=r"call BatchNormReLU\(input, shortcut\)"):
             add()
-    for layer in (oe.nn.Linear(6, 6), oe.nn.ConvTranspose2d(6, 6, 3)):
+    for multiply in (lambda: features * 2, lambda: 2 * features):
+        with pytest.raises(TypeError, match=r"are not multiplied.*\.joined\(\)"):
+            multiply()
+    for layer in (oe.nn.Linear(6, 6), oe.nn.ConvTranspose2d(6, 6, 3), oe.nn.AvgPool2d(2)):
         with pytest.raises(TypeError, match=r"expected a tensor, got ShiftedFeatures, .* pass on \.joined\(\)"):
             layer(features)

@@ -12,7 +12,7 @@ from torch.func import functional_call
 import offset_equivariant as oe
 from offset_equivariant.groups import add_offset
 from offset_equivariant.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
-from offset_equivariant.nn import OffsetEquivariant, project_
+from offset_equivariant.nn import OffsetEquivariant, one_position, project_
 from offset_equivariant.nn.fused import BatchNormOfShortcut
 
 CONSTRAINTS = ("parametrization", "projection")
@@ -34,6 +34,9 @@ CONSTRAINED = {
     "Conv2d-circular": (lambda c: oe.nn.Conv2d(3, 3, 3, 1, 1, padding_mode="circular", constraint=c), [(2, 3, 4, 4)]),
     "Conv2d-grouped": (lambda c: oe.nn.Conv2d(6, 6, 3, padding=1, groups=6, constraint=c), [(2, 6, 3, 4)]),
     "Conv3d": (lambda c: oe.nn.Conv3d(3, 3, 2, padding=1, constraint=c), [(2, 3, 2, 3, 2)]),
+    "ConvTranspose1d": (lambda c: oe.nn.ConvTranspose1d(3, 6, 5, 2, 1, dilation=3, constraint=c), [(2, 3, 4)]),
+    "ConvTranspose2d": (lambda c: oe.nn.ConvTranspose2d(3, 6, 4, 2, 1, constraint=c), [(2, 3, 3, 4)]),
+    "ConvTranspose2d-grouped": (lambda c: oe.nn.ConvTranspose2d(6, 6, 3, 2, groups=2, constraint=c), [(2, 6, 2, 3)]),
     "GroupLinear": (lambda c: oe.nn.GroupLinear(6, constraint=c), [(2, 6, 3, 2)]),
     "CifarResNet": (small_resnet, [(2, 3, 8, 8)]),
     "ResNet": (small_bottlenecks, [(2, 3, 16, 16)]),
@@ -245,3 +248,25 @@ def test_a_state_dict_without_the_weight_is_refused_by_its_name():
     layer = oe.nn.Linear(6, 3)
     with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "parametrizations.weight.original"'):
         layer.load_state_dict({"bias": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("layer", [oe.nn.ConvTranspose2d(3, 6, 4, 2, 1), one_position.ConvTranspose2d(3, 6, 4, 2, 1)])
+def test_transposed_convolutions_are_exported_for_images_of_any_size(layer):
+    sizes = {2: torch.export.Dim("height", min=4, max=64), 3: torch.export.Dim("width", min=4, max=64)}
+    program = torch.export.export(layer.eval(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=(sizes,))
+    x = torch.randn(2, 3, 12, 20)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_networks_are_traced_by_torchs_older_compiler():
+    network = oe.nn.fuse_for_inference(CifarResNet(8, 4, OffsetEquivariant(), widths=(3, 6, 9)).eval())
+    x, other = torch.randn(2, 2, 3, 8, 8)
+    with pytest.warns(torch.jit.TracerWarning):
+        traced = torch.jit.trace(network, x)
+    torch.testing.assert_close(traced(other), network(other))
+
+
+@pytest.mark.parametrize("make", [lambda: oe.nn.ConvTranspose2d(3, 6, 4, 2, 1), lambda: oe.nn.Conv2d(3, 6, 3)])
+def test_layers_are_made_on_the_meta_device(make):
+    with torch.device("meta"):
+        assert make().weight.is_meta

@@ -15,7 +15,7 @@ from offset_equivariant.nn import (
     check_equivariance,
     project_,
 )
-from offset_equivariant.nn.constraint import project_transposed_weight
+from offset_equivariant.nn.constraint import _phases_of_taps, project_transposed_weight
 
 ONE = [
     (size, stride, padding, extra, dilation)
@@ -176,3 +176,24 @@ def test_a_unet_of_these_layers_is_equivariant(upsampling):
     ordinary = UNet(Conventional(), upsampling).double().eval()
     assert ordinary(torch.zeros(2, 3, 12, 8).double()).shape == (2, 3, 12, 8)
     assert check_equivariance(ordinary, (2, 3, 12, 8)).worst() > 0.1
+
+
+@pytest.mark.parametrize("size", range(1, 7))
+def test_phases_are_the_taps_of_one_remainder(size):
+    for stride, dilation in product(range(1, 6), range(1, 6)):
+        by_remainder: dict[int, list[int]] = {}
+        for tap in range(size):
+            by_remainder.setdefault(tap * dilation % stride, []).append(tap)
+        found = [list(range(size)[taps]) for taps in _phases_of_taps(size, stride, dilation)]
+        assert sorted(found) == sorted(by_remainder.values())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_layer_says_how_far_its_phases_are_from_the_constraint(groups):
+    layer = ConvTranspose2d(6, 6, 4, 2, 1, groups=groups, constraint="projection").double()
+    assert layer.constraint_error() < 1e-6
+    project_(layer)
+    assert layer.constraint_error() < 1e-14
+    with torch.no_grad():
+        layer.weight[0, 1, 2, 3] += 0.25
+    assert layer.constraint_error() == pytest.approx(0.25)

@@ -12,6 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from offset_equivariant.training.stopping import StopRequest
+
 #: Experiment and further words of the command line; the directory that they name.
 VARIANTS = {
     "projection": ("experiment=table1_equivariant", "name=tiny"),
@@ -161,3 +163,15 @@ def test_damaged_newest_checkpoint(command_line, words, uninterrupted, tmp_path)
     assert_same_weights(tmp_path, uninterrupted("projection"))
     steps = [line["step"] for line in log_of(tmp_path)]
     assert sorted({*steps}) == steps and {*range(2, STEPS + 1, 2)} <= {*steps}
+
+
+def test_a_handler_that_was_not_set_from_python_becomes_the_default():
+    number = signal.SIGTERM
+    stop = StopRequest()
+    before = signal.getsignal(number)
+    try:
+        with stop:
+            stop._previous[number] = None  # what signal.signal returns of one that a C library has set
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from offset_equivariant.groups import add_offset, at_least_single, channels_per_group, split_groups
@@ -70,12 +71,14 @@ class _BatchNorm(OffsetAdapter):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         offset_groups: int = 3,
         pooling: str | nn.Module = "mean",
     ) -> None:
         channels_per_group(num_features, offset_groups, "num_features")
-        normalisation = self._normalisation(num_features, eps, momentum, affine, track_running_stats)
+        normalisation = self._normalisation(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         super().__init__(normalisation, offset_groups, pooling)
 
 
@@ -92,26 +95,34 @@ class BatchNorm2d(_BatchNorm):
 
 
 class ReLU(OffsetAdapter):
-    """max(x, Gφ(x)): the rectifier of Eq. 21. ``pooling`` is φ: mean, max, min, or a module."""
+    """max(x, Gφ(x)): the rectifier of Eq. 21. ``pooling`` is φ: mean, max, min, or a module.
 
-    def __init__(self, *, offset_groups: int = 3, pooling: str | nn.Module = "mean") -> None:
-        super().__init__(nn.ReLU(), offset_groups, pooling)
+    ``inplace`` is torch's, of this and the two layers below; here it overwrites x - Gφ(x), and never the input.
+    """
+
+    def __init__(self, inplace: bool = False, *, offset_groups: int = 3, pooling: str | nn.Module = "mean") -> None:
+        super().__init__(nn.ReLU(inplace), offset_groups, pooling)
 
 
 class LeakyReLU(OffsetAdapter):
     """The leaky rectifier by Eq. 19, bending at the group pooling φ instead of at zero."""
 
     def __init__(
-        self, negative_slope: float = 0.01, *, offset_groups: int = 3, pooling: str | nn.Module = "mean"
+        self,
+        negative_slope: float = 0.01,
+        inplace: bool = False,
+        *,
+        offset_groups: int = 3,
+        pooling: str | nn.Module = "mean",
     ) -> None:
-        super().__init__(nn.LeakyReLU(negative_slope), offset_groups, pooling)
+        super().__init__(nn.LeakyReLU(negative_slope, inplace), offset_groups, pooling)
 
 
 class Dropout(OffsetAdapter):
     """Dropout by Eq. 19: a dropped feature falls to its group's mean instead of to zero."""
 
-    def __init__(self, p: float = 0.5, *, offset_groups: int = 3) -> None:
-        super().__init__(nn.Dropout(p), offset_groups)
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, offset_groups: int = 3) -> None:
+        super().__init__(nn.Dropout(p, inplace), offset_groups)
 
 
 class Maxout(nn.Module):

@@ -18,6 +18,7 @@ repeating it after every step shrinks the weights to a box filter. See docs/DEVI
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, Literal, cast, get_args
@@ -88,6 +89,8 @@ def _visible_groups(outputs: int, visible: int, offset_groups: int, groups: int,
 def constraint_error(weight: Tensor, offset_groups: int, groups: int = 1) -> float:
     """Return the largest violation of Eq. 16 (Eq. 10 where there are no taps); arguments as :func:`project_weight`.
 
+    Of a transposed convolution, whose phases satisfy it each, ask the layer: ``layer.constraint_error()``.
+
     Raises:
         ValueError: as :func:`project_weight`.
     """
@@ -112,6 +115,10 @@ class OffsetConstraint(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
+
+    def error(self, weight: Tensor) -> float:
+        """Return the largest violation of the constraint."""
+        return constraint_error(weight, self.offset_groups, self.groups)
 
 
 def project_transposed_weight(
@@ -141,13 +148,13 @@ def project_transposed_weight(
     blocks = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     projected = torch.empty_like(blocks)
     for phase in phases:
-        taps: Any = (slice(None), slice(None), *torch.meshgrid(*phase, indexing="ij"))
+        taps: Any = (slice(None), slice(None), *phase)
         projected[taps] = project_weight(blocks[taps], offset_groups, groups)
     result: Tensor = projected.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     return result
 
 
-def _project_phases(weight: Tensor, offset_groups: int, phases: Sequence[tuple[Tensor, ...]]) -> Tensor:
+def _project_phases(weight: Tensor, offset_groups: int, phases: Sequence[tuple[slice, ...]]) -> Tensor:
     """As :func:`project_transposed_weight`, of a layer without torch's groups, in two passes over the weight."""
     channels_per_group(weight.shape[0], offset_groups, "in_channels")
     target = assignment_matrix(weight.shape[1], offset_groups, dtype=weight.dtype, device=weight.device).T
@@ -156,7 +163,7 @@ def _project_phases(weight: Tensor, offset_groups: int, phases: Sequence[tuple[T
     axes = tuple(range(2, by_group.ndim))
     share = torch.empty_like(by_group)
     for phase in phases:
-        taps: Any = (slice(None), slice(None), *torch.meshgrid(*phase, indexing="ij"))
+        taps: Any = (slice(None), slice(None), *phase)
         of_phase = by_group[taps]
         members = blocks.shape[1] * of_phase[0, 0].numel()
         mean = of_phase.mean(axes, keepdim=True) - (target / members)[(..., *[None] * len(axes))]
@@ -164,10 +171,13 @@ def _project_phases(weight: Tensor, offset_groups: int, phases: Sequence[tuple[T
     return torch.flatten(blocks - share.unsqueeze(1), 0, 1)
 
 
-def _phases_of_taps(size: int, stride: int, dilation: int) -> list[Tensor]:
-    """The taps of each phase along one axis; phases without taps are left out."""
-    phase = torch.arange(size) * dilation % stride
-    return [(phase == value).nonzero().flatten() for value in phase.unique().tolist()]
+def _phases_of_taps(size: int, stride: int, dilation: int) -> list[slice]:
+    """The taps of each phase along one axis; phases without taps are left out.
+
+    Taps t and t' are of one phase where dilation · (t - t') is a multiple of the stride.
+    """
+    step = stride // math.gcd(stride, dilation)
+    return [slice(tap, None, step) for tap in range(min(size, step))]
 
 
 class TransposedOffsetConstraint(OffsetConstraint):
@@ -181,6 +191,12 @@ class TransposedOffsetConstraint(OffsetConstraint):
     def forward(self, weight: Tensor) -> Tensor:
         return project_transposed_weight(weight, self.offset_groups, self.stride, self.dilation, self.groups)
 
+    def error(self, weight: Tensor) -> float:
+        # Of an ordinary convolution with as many outputs and inputs: (n, m // groups, *taps).
+        blocks = weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+        phases = product(*map(_phases_of_taps, weight.shape[2:], self.stride, self.dilation))
+        return max(constraint_error(blocks[:, :, *phase], self.offset_groups, self.groups) for phase in phases)
+
 
 class ConstrainedWeight(nn.Module):
     """Mixin of every layer whose ``weight`` obeys Eq. 10 or 16.
@@ -188,7 +204,9 @@ class ConstrainedWeight(nn.Module):
     ``constraint="parametrization"`` holds it at all times. With ``"projection"`` the layer computes with its plain
     weight, and ``project_`` must follow each optimiser step. Both take the same path under SGD with momentum and weight
     decay; under Adam, which rescales each weight's gradient, projection takes back much of every step
-    (docs/DEVIATIONS.md). A ``state_dict`` of either kind loads into the other.
+    (docs/DEVIATIONS.md). A ``state_dict`` of either kind loads into the other. Weights that do not satisfy the
+    constraint, of an ordinary network for instance, must be projected once they are loaded (``project_``) where
+    ``constraint="projection"``; ``constraint_error`` measures it.
     """
 
     weight: Tensor
@@ -218,6 +236,22 @@ class ConstrainedWeight(nn.Module):
             return
         weight = self._free_weight()
         weight.copy_(self._projection(weight))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew, as torch's layer does, and project the weight."""
+        if "_projection" not in self.__dict__:  # torch's constructor
+            super().reset_parameters()  # type: ignore[misc]
+            return
+        with parametrize.cached():  # torch's function fills the weight that it gets
+            drawn = self.weight
+            super().reset_parameters()  # type: ignore[misc]
+            self._free_weight().copy_(drawn)
+        self.project_()
+
+    def constraint_error(self) -> float:
+        """Return the largest violation of the constraint by the weight that the layer computes with."""
+        return self._projection.error(self.weight)
 
     def _free_weight(self) -> Tensor:
         if parametrize.is_parametrized(self, "weight"):
@@ -253,12 +287,26 @@ def remove_parametrizations_(module: nn.Module) -> None:
     """Turn every parametrised layer of ``module`` into a plain one with the same, constrained weight, in place.
 
     The free weights stay the same parameters, so that an optimiser that has them keeps them.
+
+    Raises:
+        ValueError: for a layer that was given other parametrisations.
     """
     for layer in module.modules():
         if isinstance(layer, ConstrainedWeight) and parametrize.is_parametrized(layer, "weight"):
             # torch's own function deletes the property from the class, which deep copies of the layer share.
+            _require_no_other_parametrization(layer)
             free, weight = layer._free_weight(), layer.weight
             layer.__class__ = parametrize.type_before_parametrizations(layer)
             del layer.parametrizations
             layer.weight = cast(nn.Parameter, free.copy_(weight))
             layer.constraint = "projection"
+
+
+def _require_no_other_parametrization(layer: ConstrainedWeight) -> None:
+    of_tensor = cast(nn.ModuleDict, layer.parametrizations)
+    others = [name for name in of_tensor if name != "weight"]
+    if others or len(cast(nn.ModuleList, of_tensor["weight"])) > 1:
+        raise ValueError(
+            f"{type(layer).__name__} has parametrisations of {', '.join(others) or 'its weight'} beside the "
+            "constraint; remove them first, by torch.nn.utils.parametrize.remove_parametrizations"
+        )

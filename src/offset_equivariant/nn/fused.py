@@ -34,7 +34,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from offset_equivariant.groups import channels_per_group
 from offset_equivariant.nn.fused_passes import (
@@ -72,8 +71,6 @@ class FusedNormalisation(nn.BatchNorm2d):
         border: int = 0,
     ) -> None:
         channels_per_group(num_features, offset_groups, "num_features")
-        if momentum is None:
-            raise ValueError("momentum = None, a cumulative average, is not supported here; give a number")
         super().__init__(num_features, eps, momentum)
         self.offset_groups = offset_groups
         self.border = int(border == 1)
@@ -215,8 +212,12 @@ class _NormaliseAndRectify(torch.autograd.Function):
         return values, padded, found.threshold, found.batch_mean, found.batch_variance
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # once_differentiable takes for a constant what has no gradient coming in
+            raise RuntimeError(
+                "BatchNormReLU and BatchNormOfShortcut have no second derivatives (create_graph=True); for those use "
+                "BatchNorm2d, ReLU and ResidualMerge of offset_equivariant.nn, which compute the same"
+            )
         z, values, mean, weight, *found = ctx.saved_tensors
         like = z if values is None else values
         gradient = _gradient_of_values(gradients[0], gradients[1] if ctx.border else None, like)

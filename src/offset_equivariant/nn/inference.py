@@ -50,6 +50,20 @@ class _FoldedNormalisation(nn.Module):
         self.register_buffer("constant", constant)
         self.offset_groups = offset_groups
         self.border = border
+        self._require_scales()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._require_scales()
+        return converted
+
+    def _require_scales(self) -> None:
+        """Refuse scales that the type has no digits for: group means are divided by them."""
+        if self.scale.is_floating_point() and not self.scale.is_meta and not self.scale.all():
+            raise ValueError(
+                f"some of a folded batch normalisation's scales are zero in {self.scale.dtype}: convert the network as "
+                "it was before fuse_for_inference, or keep the folded one in float32 or bfloat16"
+            )
 
     def _groups_of(self, z: ShiftedFeatures) -> tuple[Tensor, Tensor, Tensor]:
         """Mean of each channel, φ, and what the shift lacks of h - φ."""
@@ -117,7 +131,7 @@ def fuse_for_inference(network: nn.Module) -> nn.Module:
     Every convolution whose output goes to one batch normalisation alone is folded with it: ``BatchNormReLU`` and that
     of projected shortcuts, in either layer family, or torch's own behind torch's own convolution.
     The result computes the same up to rounding, has no gradients, not even of its input, and can be given to
-    ``torch.export`` and ONNX.
+    ``torch.export`` and ONNX. What follows a folded convolution overwrites its output, which hooks must not keep.
 
     Args:
         network: one that ``torch.fx`` can trace, without branches that depend on the data or its shape.
@@ -158,6 +172,8 @@ def _foldable(network: nn.Module) -> list[tuple[str, str]]:
             "the first convolution on"
         ) from error
     holders = Counter(id(own) for part in network.modules() for own in part.parameters(recurse=False))
+    # A weight that the network's own code reads, a tied one for instance.
+    holders.update(id(_attribute(network, str(node.target))) for node in graph.nodes if node.op == "get_attr")
     calls: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -166,7 +182,7 @@ def _foldable(network: nn.Module) -> list[tuple[str, str]]:
     for node in graph.nodes:
         given = node.args[0] if node.args else node.kwargs.get("input")
         source = given if node.op == "call_module" else None
-        if isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
+        if isinstance(source, fx.Node) and source.op == "call_module" and _uses(source) == 1:
             names = str(source.target), str(node.target)
             modules = [network.get_submodule(name) for name in names]
             # A module that is called twice may meet other inputs the other time, and so may a weight of two modules.
@@ -175,6 +191,22 @@ def _foldable(network: nn.Module) -> list[tuple[str, str]]:
             if once and not shared and _fit(*modules):
                 pairs.append(names)
     return pairs
+
+
+def _attribute(network: nn.Module, name: str) -> Any:
+    """What a dotted name of a traced graph stands for."""
+    found: Any = network
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _uses(source: fx.Node) -> int:
+    """How often a node's result is taken; one user may take it twice, as input and as shortcut."""
+    taken: list[fx.Node] = []
+    for user in source.users:
+        fx.node.map_arg((user.args, user.kwargs), taken.append)
+    return taken.count(source)
 
 
 def _fit(convolution: nn.Module, norm: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from offset_equivariant.groups import channels_per_group, expand_groups
 from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint, OffsetConstraint
 from offset_equivariant.nn.one_position import has_one_position, whole_to_pixel
 from offset_equivariant.nn.padding import PADDING_MODES, pad
-from offset_equivariant.nn.precision import autocasts, is_autocast_on, past_low_precision
+from offset_equivariant.nn.precision import is_autocast_on, past_low_precision, rounds_operands
 from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups, require_tensor, without_offset
 
 #: Pads with the features' own offset.
@@ -48,10 +48,11 @@ class Linear(ConstrainedWeight, nn.Linear):
         self._constrain(OffsetConstraint(offset_groups), constraint)
 
     def forward(self, input: Tensor) -> Tensor:
-        if not autocasts(require_tensor(input)):
+        if not rounds_operands(require_tensor(input)):
             return super().forward(input)
         rows = input.reshape(-1, input.shape[-1])
-        return past_low_precision(super().forward, rows, self.offset_groups).reshape(*input.shape[:-1], -1)
+        wide = past_low_precision(super().forward, rows, self.offset_groups)
+        return wide.reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, offset_groups={self.offset_groups}, constraint={self.constraint!r}"
@@ -120,10 +121,10 @@ class _Conv(ConstrainedWeight):
         """Convolve a tensor, or :class:`~offset_equivariant.nn.shifted.ShiftedFeatures`, which stay such."""
         weight, bias = self.weight, cast("Tensor | None", self.bias)
         if not isinstance(input, ShiftedFeatures):
-            beside = self._pads_with_offset or (self.holds_scaled_weight and autocasts(input))
+            beside = self._pads_with_offset or (self.holds_scaled_weight and rounds_operands(input))
             if beside and input.ndim == weight.ndim:
                 return self.forward(self._beside_offset(input)).joined()
-            if not autocasts(input):
+            if not rounds_operands(input):
                 return self._conv_forward(input, weight, bias)
             return past_low_precision(lambda x: self._conv_forward(x, weight, bias), input, self.offset_groups)
         require_groups(input, self.offset_groups)

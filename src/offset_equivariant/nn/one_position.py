@@ -15,12 +15,17 @@ from torch.nn import functional as F
 
 def has_one_position(sizes: torch.Size, weight: Tensor, dilation: tuple[int, ...], groups: int) -> bool:
     """Whether a convolution of inputs of these sizes, padded, is :func:`whole_to_pixel`."""
-    return groups == 1 and sizes == weight.shape[2:] and set(dilation) == {1}
+    return groups == 1 and sizes == weight.shape[2:] and _all(dilation, 1)
 
 
 def is_one_pixel(sizes: torch.Size, padding: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> bool:
     """Whether a transposed convolution of inputs of these sizes is :func:`pixel_to_whole`."""
-    return groups == 1 and set(sizes) == {1} and set(padding) == {0} and set(dilation) == {1}
+    return groups == 1 and _all(sizes, 1) and _all(padding, 0) and _all(dilation, 1)
+
+
+def _all(numbers: tuple[int, ...], value: int) -> bool:
+    """Whether all are it; symbolic sizes of a traced network, too, which no set can hold."""
+    return all(number == value for number in numbers)
 
 
 def whole_to_pixel(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

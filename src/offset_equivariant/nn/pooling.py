@@ -11,7 +11,7 @@ from offset_equivariant.groups import at_least_single, channels_per_group, group
 from offset_equivariant.nn.constraint import Constraint
 from offset_equivariant.nn.layers import Linear
 from offset_equivariant.nn.precision import autocasts
-from offset_equivariant.nn.shifted import ShiftedFeatures
+from offset_equivariant.nn.shifted import ShiftedFeatures, require_tensor
 
 # Max pooling pads with minus infinity, which never wins, and adaptive pooling pads nothing: torch's own are
 # equivariant as they are. Average pooling is, unless it counts padded zeros.
@@ -60,6 +60,10 @@ class _AvgPool(nn.Module):
             raise ValueError("count_include_pad=True averages padded zeros, which breaks offset equivariance")
         arguments: tuple[Any, ...] = (kernel_size, stride, padding, ceil_mode, False)
         super().__init__(*arguments)
+
+    def forward(self, input: Tensor) -> Tensor:
+        averaged: Tensor = super().forward(require_tensor(input))
+        return averaged
 
 
 class AvgPool1d(_AvgPool, nn.AvgPool1d):

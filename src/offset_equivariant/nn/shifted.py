@@ -12,7 +12,7 @@ alone, and these stay small however large the offset.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,15 @@ class ShiftedFeatures(NamedTuple):
 
     def __radd__(self, other: object) -> Any:
         return self + other
+
+    def __mul__(self, other: object) -> Any:
+        # Of a tuple: a longer one.
+        raise TypeError(
+            "feature maps with their offset beside them are not multiplied: the offset would be, too; take .joined()"
+        )
+
+    def __rmul__(self, other: object) -> Any:
+        return self * other
 
     @property
     def shape(self) -> torch.Size:
@@ -105,8 +114,7 @@ def require_tensor(x: object) -> Tensor:
             "expected a tensor, got ShiftedFeatures, which only convolutions, BatchNormReLU, "
             "BatchNormOfShortcut, MaxPool2d, OptionAShortcut and GlobalAveragePool take; pass on .joined()"
         )
-    assert isinstance(x, Tensor)
-    return x
+    return cast(Tensor, x)
 
 
 def without_offset(x: Tensor, offset_groups: int) -> ShiftedFeatures:

@@ -69,12 +69,13 @@ class SynchronisableBatchNorm2d(nn.BatchNorm2d):
 @torch.no_grad()
 def update_running_statistics_(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
     """Take a batch's mean and biased variance, over ``count`` values a channel, into the running statistics."""
-    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    # Without a momentum, the average of all batches so far.
+    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
     unbiased = variance * (count / (count - 1))
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
 
 
 def synchronise_batch_norm_(network: nn.Module) -> None:

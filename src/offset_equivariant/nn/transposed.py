@@ -24,7 +24,7 @@ from offset_equivariant.nn.constraint import ConstrainedWeight, Constraint, Tran
 from offset_equivariant.nn.layers import require_torch_groups
 from offset_equivariant.nn.one_position import is_one_pixel, pixel_to_whole
 from offset_equivariant.nn.padding import pad
-from offset_equivariant.nn.precision import autocasts, past_low_precision
+from offset_equivariant.nn.precision import past_low_precision, rounds_operands
 from offset_equivariant.nn.shifted import require_tensor
 
 
@@ -80,7 +80,7 @@ class _ConvTranspose(ConstrainedWeight):
         dimensions = len(self.kernel_size)
         if require_tensor(input).ndim != dimensions + 2:
             raise ValueError(f"expected a batch (N, C, ...) of {dimensions + 2} axes, got shape {tuple(input.shape)}")
-        if autocasts(input):
+        if rounds_operands(input):
             return past_low_precision(lambda x: self._transposed(x, output_size), input, self.offset_groups)
         return self._transposed(input, output_size)
 

@@ -52,8 +52,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for number in self._previous:
+            self._restore(number)
 
     def answer(self, step: int) -> None:
         """Do what the signals ask for, now that the run is checkpointed at ``step``; return to go on training.
@@ -77,4 +77,9 @@ class StopRequest:
         self.numbers.append(number)
         # The others may well come twice, from a launcher and from the batch system, while the step still computes.
         if number == signal.SIGINT and self._previous[number] in _DEFAULT_HANDLERS:
-            signal.signal(number, self._previous[number])
+            self._restore(number)
+
+    def _restore(self, number: int) -> None:
+        # One that was not set from Python cannot be set again; for it, the default is the nearest there is.
+        handler = self._previous[number]
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
