@@ -83,6 +83,7 @@ class TableDescription:
         second_baseline: Another row that paired differences are taken to, None for none.
         enlarged: Whether a second panel of the figure shows where the curves but the baseline's run, enlarged.
         supplements: Further tables.
+        remark: What a reader of its columns would ask; empty for nothing.
     """
 
     number: int
@@ -105,6 +106,7 @@ class TableDescription:
     second_baseline: str | None = None
     enlarged: bool = False
     supplements: tuple[Supplement, ...] = ()
+    remark: str = ""
 
 
 def _recovery(metric: str, saturations: Sequence[float]) -> Supplement:
@@ -199,6 +201,7 @@ TABLE2 = TableDescription(
     figure_top=50.0,
     axis="Test error (%)",
     second_baseline="equivariant",
+    remark="Imagenette has ten classes and ILSVRC-12 a thousand, hence its fewer parameters.",
     supplements=(
         *(
             _at(s, "Top-1 and top-5 error (%)", {"top-1": "error_percent", "top-5": "top5_error_percent"})

@@ -315,8 +315,8 @@ def _explanation(table: Table) -> str:
     spread = "[ ]: 95 % interval over the test images and, of several seeds, over seeds; "
     return (
         f"S: saturation of the test illuminant. {counts} test images. {spread}±: standard deviation over seeds. "
-        "Difference: ours minus the paper's."
-    )
+        f"Difference: ours minus the paper's. {table.description.remark}"
+    ).rstrip()
 
 
 def markdown_rows(rows: list[list[str]]) -> str:
