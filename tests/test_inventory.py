@@ -74,6 +74,9 @@ def test_unfinished_and_partial_records_are_missing_too(tmp_path):
     some = {name: {s: v for s, v in by_s.items() if s not in ("0.3", "1.0")} for name, by_s in whole.metrics.items()}
     write_record(replace(whole, dirty=True, metrics=some), path)
     assert missing_records(tmp_path)[0].why == "dirty evaluation, no S = 0.3 1.0"
+    config = {**whole.config, "train": {**whole.config["train"], "learning_rate": 9.0}}
+    write_record(replace(whole, config=config), path)
+    assert missing_records(tmp_path)[0].why == "train.learning_rate=9.0"
     path.write_text("{}")
     with pytest.raises(RecordError, match="missing field"):
         missing_records(tmp_path)
@@ -163,6 +166,9 @@ def test_what_was_made_elsewhere_is_found_and_copied_when_asked_for(load_script,
     assert {path.name for path in folder.iterdir()} == {"seed0.json", "seed0.npz"}
     assert read_record(record_path(wanted, "table1_equivariant", 0)).seed == 0
     assert missing_records(wanted, (), [elsewhere]) == []
+    outcomes_path(elsewhere, "table1_equivariant", 0).unlink()
+    missing.adopt()
+    assert [path.name for path in folder.iterdir()] == ["seed0.json"]  # not beside the outcomes of another record
 
 
 @pytest.mark.usefixtures("few")

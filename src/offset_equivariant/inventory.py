@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from offset_equivariant import provenance
 from offset_equivariant.composition import CONFIGURATION, composed_words, plain_settings
 from offset_equivariant.config import ExperimentConfig, experiment_config
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
-from offset_equivariant.reporting.records import Record, read_record, record_path
+from offset_equivariant.reporting.records import Record, decisive_settings, read_record, record_path
 from offset_equivariant.runs import released_weights_path
 from offset_equivariant.storage import replace_file
 
@@ -66,9 +67,11 @@ class MissingRecord:
         assert self.made is not None
         self.wanted.parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".npz", ".json"):  # the record last: what has one is complete
-            source = self.made.with_suffix(suffix)
+            source, target = self.made.with_suffix(suffix), self.wanted.with_suffix(suffix)
             if source.exists():
-                replace_file(self.wanted.with_suffix(suffix), source.read_bytes())
+                replace_file(target, source.read_bytes())
+            else:
+                target.unlink(missing_ok=True)
 
 
 def experiments_of(prefix: str) -> list[str]:
@@ -124,18 +127,19 @@ def missing_records(results: Path, settings: Sequence[str] = (), elsewhere: Sequ
 
 
 def _missing(words: list[str], folder: Path, elsewhere: Sequence[Path]) -> MissingRecord | None:
-    config = experiment_config(plain_settings(composed_words(words)))
+    composed = plain_settings(composed_words(words))
+    config = experiment_config(composed)
     learns = config.train.steps != 0
     repeated = not learns and config.seed != 0  # what learns nothing has one seed
     path = record_path(folder, config.record_name, config.seed)
-    why = _faults(read_record(path), config) if path.exists() else ""
+    why = _faults(read_record(path), config, composed) if path.exists() else ""
     if repeated or (path.exists() and not why):
         return None
     weights = released_weights_path(provenance.repository_root() / "results", config.experiment, config.seed)
     if learns and weights.exists():
         words = [*words, "mode=evaluate", f"weights={_relative(weights)}"]
     others = [record_path(other, config.record_name, config.seed) for other in elsewhere]
-    good = [other for other in others if other.exists() and not _faults(read_record(other), config)]
+    good = [other for other in others if other.exists() and not _faults(read_record(other), config, composed)]
     return MissingRecord(
         config.record_name,
         config.seed,
@@ -147,9 +151,11 @@ def _missing(words: list[str], folder: Path, elsewhere: Sequence[Path]) -> Missi
     )
 
 
-def _faults(record: Record, config: ExperimentConfig) -> str:
-    """What keeps a record from being the result of its experiment; empty if nothing does."""
-    faults = list(record.flags)
+def _faults(record: Record, config: ExperimentConfig, composed: Mapping[str, Any]) -> str:
+    """What keeps a record from being the result of its experiment, whose settings are given; empty if nothing does."""
+    recorded, wanted = decisive_settings(record.config), decisive_settings(composed)
+    others = [name for name in recorded if recorded[name] != wanted.get(name)]
+    faults = [*record.flags, *(f"{name}={recorded[name]}" for name in others)]
     lacking = record.lacking(config.distortion.values())
     return ", ".join(faults + ([f"no S = {' '.join(lacking)}"] if lacking else []))
 

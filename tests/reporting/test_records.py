@@ -167,7 +167,7 @@ def test_merge_unites_the_metrics_of_the_same_weights(make_record):
     [
         {"experiment": "other"},
         {"seed": 1},
-        {"config_sha256": "c1"},
+        {"config": {"train": {"lr": 0.2}, "seed": 0}},
         {"checkpoint_sha256": "fe"},
         {"data_sha256": {"test": "d2"}},
         {"n": 9},
@@ -193,6 +193,16 @@ def test_fewer_numbers_of_other_code_do_not_replace_more(make_record, changes, d
         merge_records(old, new)
     whole = make_record(**{**changes, "metrics": {"e": {"0.5": 5.0, "0.9": 9.1}}})
     assert merge_records(old, whole) == whole
+
+
+def test_a_setting_that_came_later_and_is_null_makes_no_other_record(make_record):
+    """Else an old record's saturations would be replaced by those of one evaluation, without a word."""
+    old = make_record(metrics={"e": {"0.5": 5.5, "0.9": 9.0}})
+    config = {"train": {"lr": 0.1, "autocast": None, "log_every": 7}, "seed": 0, "model": {"options": {}}}
+    new = make_record(metrics={"e": {"0.5": 5.0}}, config=config, config_sha256="c1")
+    assert merge_records(old, new).metrics == {"e": {"0.5": 5.0, "0.9": 9.0}}
+    with pytest.raises(RecordError, match=r"holds the saturations 0.9 too"):
+        merge_records(old, replace(new, commit="another"))
 
 
 def test_jobs_of_one_sweep_may_run_on_different_computers(make_record):

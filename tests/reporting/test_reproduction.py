@@ -58,20 +58,51 @@ def test_nothing_is_reproduced_on_other_data(make_record):
     assert verdict(build_table(TABLE1, records(make_record, PAPERS, dataset="synthetic"))) == "not yet"
 
 
+def outcomes_of(made):
+    """For each record, images that give its errors."""
+    return {
+        (record.experiment, record.seed): {
+            "error": {
+                s: np.arange(record.n) < round(record.n * error / 100)
+                for s, error in record.metrics["error_percent"].items()
+            }
+        }
+        for record in made
+    }
+
+
 def test_claims_alone_make_it_partly_reproduced(make_record):
     shifted = {row: tuple(error + 3 for error in errors) for row, errors in PAPERS.items()}
-    table = build_table(TABLE1, records(make_record, shifted))
+    made = records(make_record, shifted)
+    table = build_table(TABLE1, made, outcomes=outcomes_of(made))
     assert verdict(table) == "partly"  # no number, but claims
     apart = {"original": (50.0, 50.0, 50.0), "equivariant": (60.0, 65.0, 70.0)}
     rest = {row: (55.0, 55.0, 55.0) for row in PAPERS if row not in apart}
-    assert verdict(build_table(TABLE1, records(make_record, apart | rest))) == "not yet"
+    made = records(make_record, apart | rest)
+    assert verdict(build_table(TABLE1, made, outcomes=outcomes_of(made))) == "not yet"
+
+
+def exactly(value):
+    """An interval of no width."""
+    return (value, value, value)
 
 
 def cells_of(values, table=1, metric="error_percent", paired=None):
+    """Cells whose intervals have no width, but for that of the paired difference, where it is given."""
     return {
         row: {
-            s: Cell(s, paper_value(table, row, metric, s), value, None, None, paired)
-            for s, value in zip((0.0, 0.5, 0.9), errors, strict=True)
+            s: Cell(
+                s,
+                paper_value(table, row, metric, s),
+                value,
+                None,
+                None,
+                paired or exactly(value - values["original"][i] if "original" in values else 0.0),
+                exactly(value - values["equivariant"][i]) if "equivariant" in values else None,
+                exactly(value - errors[0]),
+                exactly(value / errors[0]),
+            )
+            for i, (s, value) in enumerate(zip((0.0, 0.5, 0.9), errors, strict=True))
         }
         for row, errors in values.items()
     }
@@ -88,7 +119,8 @@ def test_every_claim_holds_of_the_papers_own_numbers():
     own |= {3: ("median_reproduction_error_degrees", of_two), 4: ("psnr_db", of_two)}
     cells = {n: papers_cells(n, *own[n]) for n in CLAIMS}
     for n, said in ((1, 8.83), (2, 24.83)):  # of the text, up to S = 0.8
-        cells[n]["equivariant"][0.8] = Cell(0.8, None, said, None, None, None)
+        shift = exactly(said - cells[n]["equivariant"][0.0].ours)
+        cells[n]["equivariant"][0.8] = Cell(0.8, None, said, None, None, None, shift=shift)
     held = {n: [claim.examine(cells[n]).holds for claim in CLAIMS[n]] for n in CLAIMS}
     assert held == {1: [True] * 5, 2: [True] * 5, 3: [True] * 3, 4: [True] * 2}
 
@@ -112,12 +144,16 @@ def test_steady_goes_by_all_saturations_up_to_the_last_that_is_named():
 
     def examined(changed):
         errors = {0.0: 8.8, 0.3: 8.7, 0.5: 8.9, 0.8: 9.0, 0.9: 15.0} | changed
-        return claim.examine({"equivariant": {s: Cell(s, None, e, None, None, None) for s, e in errors.items()}})
+        return claim.examine({"equivariant": {s: steady(s, e) for s, e in errors.items()}})
+
+    def steady(s, error):
+        return Cell(s, None, error, None, None, None, shift=exactly(error - 8.8))
 
     assert examined({}).holds is True  # 0.9 does not count
-    assert examined({}).measured == "8.70 to 9.00, at 4 saturations"
+    said = "8.70 to 9.00, at 4 saturations; furthest from S = 0, by its interval: +0.20 [+0.20, +0.20]"
+    assert examined({}).measured == said
     assert examined({0.8: 9.01}).holds is False
-    short = {s: Cell(s, None, 8.8, None, None, None) for s in (0.0, 0.5, 0.9)}
+    short = {s: steady(s, 8.8) for s in (0.0, 0.5, 0.9)}
     assert claim.examine({"equivariant": short}).holds is None
     assert examined({0.3: 8.59}).holds is False
 
@@ -126,7 +162,7 @@ def test_steady_is_undecided_where_an_interval_reaches_over_the_tolerance():
     claim = next(claim for claim in CLAIMS[1] if "within 0.2 points" in claim.statement)
 
     def examined(shift):
-        cells = {s: Cell(s, None, 9.0, None, None, None) for s in (0.0, 0.5, 0.8)}
+        cells = {s: Cell(s, None, 9.0, None, None, None, shift=exactly(0.0)) for s in (0.0, 0.5, 0.8)}
         return claim.examine({"equivariant": cells | {0.8: replace(cells[0.8], ours=9.0 + shift[0], shift=shift)}})
 
     assert examined((-0.1, -0.2, 0.0)).holds is True
@@ -153,6 +189,44 @@ def test_growth_goes_by_the_interval_of_the_ratio():
     assert examined(at_most, "equivariant", (1.9, 1.8, 2.0)).holds is True
     assert examined(at_most, "equivariant", (2.0, 1.8, 2.2)).holds is None
     assert examined(at_most, "equivariant", (2.3, 2.1, 2.5)).holds is False
+
+
+def test_nothing_is_claimed_without_intervals():
+    bare = {
+        row: {s: Cell(s, None, value, None, None, None) for s, value in zip((0.0, 0.5, 0.8, 0.9), errors, strict=True)}
+        for row, errors in (
+            ("original", (8.0, 12.0, 20.0, 29.0)),
+            ("preprocessing", (9.0, 9.0, 9.0, 11.0)),
+            ("augmentation", (9.0, 9.0, 9.0, 12.0)),
+            ("equivariant", (8.0, 8.0, 8.0, 8.0)),
+        )
+    }
+    for claim in CLAIMS[1]:
+        finding = claim.examine(bare)
+        assert finding.holds is None and "outcomes of images are missing" in finding.measured
+
+
+def test_what_was_measured_under_another_light_is_not_the_papers(tmp_path, make_record):
+    for record in records(make_record, PAPERS):
+        save_evaluation(tmp_path, record, {})
+    usual = render_reproduction(examined_tables(tmp_path))
+    config = {"train": {"lr": 0.1}, "seed": 0, "distortion": {"requantize": True, "seed": 5}}
+    (other,) = records(make_record, {"equivariant": PAPERS["equivariant"]}, config=config)
+    save_evaluation(tmp_path, replace(other, experiment="table1_equivariant_requantized_hues5"), {})
+    tables = examined_tables(tmp_path)
+    text = render_reproduction(tables)
+    assert "| Equivariant, 8-bit images, hues of seed 5 | cifar10, 10,000 |" in text
+    assert "| Equivariant, 8-bit images, hues of seed 5 | 0.0 |" not in text  # beside no number of the paper's
+    assert text.count("| yes |") == usual.count("| yes |")
+    (row,) = (row for row in tables[0].rows if row.records and row.records[0].distorted_otherwise)
+    assert all(cell.paper is None and cell.paired is None and cell.ours is not None for cell in row.cells if cell.ours)
+
+
+def test_outcomes_of_another_evaluation_are_refused(make_record):
+    (record,) = records(make_record, {"original": PAPERS["original"]})
+    outcomes = {("table1_original", 0): {"error": {"0.5": np.arange(10_000) < 1261}}}
+    with pytest.raises(ValueError, match=r"table1_original, seed 0: error_percent at S = 0.5 is 12.6, but .* 12.61;"):
+        build_table(TABLE1, [record], outcomes=outcomes)
 
 
 def test_shift_and_growth_are_of_the_same_images_and_seeds(make_record):
@@ -211,7 +285,10 @@ def test_best_is_decided_by_the_interval_to_the_best_of_the_others():
     assert examined(10.0, (1.0, -0.2, 2.2)).holds is None
     assert examined(11.5, (-0.5, -1.2, 0.2)).holds is None
     assert examined(12.0, (-1.0, -1.6, -0.4)).holds is False
-    assert examined(12.0, None).holds is False
+    assert examined(12.0, None).holds is None and "outcomes of images are missing" in examined(12.0, None).measured
+    # Of the seeds that both have, the other way round than of all.
+    assert examined(11.5, (0.5, 0.1, 0.9)).holds is None
+    assert examined(10.5, (-0.5, -0.9, -0.1)).holds is None
     assert "preprocessing minus equivariant: -1.00 [-1.60, -0.40]" in examined(12.0, (-1.0, -1.6, -0.4)).measured
     of_two = cells_of({"original": (2.0, 12.0, 29.0), "equivariant": (2.0, 2.5, 28.0)}, paired=(-1.0, -3.0, 1.0))
     assert CLAIMS[3][-1].examine(of_two).holds is None
@@ -219,9 +296,7 @@ def test_best_is_decided_by_the_interval_to_the_best_of_the_others():
 
 def test_document_says_numbers_claims_and_runs(tmp_path, make_record):
     for record in records(make_record, PAPERS):
-        outcomes = {
-            "error": {key: np.arange(10_000) < round(100 * record.metrics["error_percent"][key]) for key in KEYS}
-        }
+        (outcomes,) = outcomes_of([record]).values()
         save_evaluation(tmp_path / "results", record, outcomes)
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "REPRODUCTION.md"
@@ -295,7 +370,13 @@ def test_table_3_has_claims_of_its_rows(make_record):
             ("equivariant", dict(zip(KEYS, (2.0, 2.5, 3.0), strict=True))),
         )
     ]
-    assert verdict(build_table(TABLE3, made)) == "partly"
+    rng = np.random.default_rng(0)
+    outcomes = {}
+    for record in made:
+        spread = rng.normal(size=101) / 10
+        values = {s: median + spread - np.median(spread) for s, median in record.metrics[metric].items()}
+        outcomes[record.experiment, 0] = {TABLE3.outcome: values}
+    assert verdict(build_table(TABLE3, made, outcomes=outcomes)) == "partly"
 
 
 def test_committed_document_is_current():

@@ -21,6 +21,8 @@ Cells = Mapping[str, Mapping[float, Cell]]
 Examination = Callable[[Cells], Finding]
 #: What a difference of two decimal numbers may be off by.
 _ROUNDING = 1e-9
+#: Without the per-image outcomes beside the records, or without a seed that two rows share.
+_UNKNOWN = "no interval, as outcomes of images are missing"
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ def _grows(row: str, factor: float, *, at_least: bool) -> Examination:
     def examine(cells: Cells) -> Finding:
         before, after = _value(cells, row, 0.0), _value(cells, row, 0.9)
         growth = cells[row][0.9].growth
-        times, low, high = growth or (after / before,) * 3
-        interval = "" if growth is None else f" [{low:.2f}, {high:.2f}]"
+        if growth is None:
+            return Finding(None, f"{before:.2f} → {after:.2f}; {_UNKNOWN}")
+        times, low, high = growth
         held, denied = (low >= factor, high < factor) if at_least else (high <= factor, low > factor)
         holds = True if held else False if denied else None
-        return Finding(holds, f"{before:.2f} → {after:.2f}, {times:.2f} times{interval}")
+        return Finding(holds, f"{before:.2f} → {after:.2f}, {times:.2f} times [{low:.2f}, {high:.2f}]")
 
     return examine
 
@@ -73,7 +76,7 @@ def _as_good(s: float, sign: int, within: float) -> Examination:
         paired = cells["equivariant"][s].paired
         if paired is None:
             difference = _value(cells, "equivariant", s) - _value(cells, "original", s)
-            return Finding(sign * difference <= within + _ROUNDING, f"difference {difference:+.2f}")
+            return Finding(None, f"difference {difference:+.2f}; {_UNKNOWN}")
         best, worst = sorted((sign * paired[1], sign * paired[2]))
         holds = True if worst <= within else False if best > within else None
         return Finding(holds, "difference {:+.2f} [{:+.2f}, {:+.2f}]".format(*paired))
@@ -84,7 +87,8 @@ def _as_good(s: float, sign: int, within: float) -> Examination:
 def _best(s: float, sign: int) -> Examination:
     """Whether the equivariant network is the best of the paper's rows; ``sign`` as in :func:`_as_good`.
 
-    Undecided where the interval of its paired difference to the best of the others holds zero.
+    Undecided where the interval of its paired difference to the best of the others holds zero, or where that
+    difference, over the seeds that both have, and the means over all seeds contradict each other.
     """
 
     def examine(cells: Cells) -> Finding:
@@ -94,12 +98,14 @@ def _best(s: float, sign: int) -> Examination:
         measured = ", ".join(f"{row} {values[row]:.2f}" for row in ranked)
         # To the original, the difference is the equivariant network's own.
         paired = cells["equivariant"][s].paired if rival == "original" else cells[rival][s].second_paired
-        if paired is not None:
-            named = "equivariant minus original" if rival == "original" else f"{rival} minus equivariant"
-            measured += "; {}: {:+.2f} [{:+.2f}, {:+.2f}]".format(named, *paired)
-            if paired[1] <= 0 <= paired[2]:
-                return Finding(None, measured)
-        return Finding(ranked[0] == "equivariant", measured)
+        if paired is None:
+            return Finding(None, f"{measured}; {_UNKNOWN}")
+        named = "equivariant minus original" if rival == "original" else f"{rival} minus equivariant"
+        measured += "; {}: {:+.2f} [{:+.2f}, {:+.2f}]".format(named, *paired)
+        ahead = ranked[0] == "equivariant"
+        says_ahead = (sign * paired[0] < 0) == (rival == "original")
+        decided = not paired[1] <= 0 <= paired[2] and says_ahead == ahead
+        return Finding(ahead if decided else None, measured)
 
     return examine
 
@@ -116,10 +122,11 @@ def _steady(row: str, up_to: float, tolerance: float) -> Examination:
         white = _value(cells, row, 0.0)
         values = [white, *(_value(cells, row, cell.saturation) for cell in coloured)]
         measured = f"{min(values):.2f} to {max(values):.2f}, at {len(values)} saturations"
-        shifts = [cell.shift or (value - white,) * 3 for cell, value in zip(coloured, values[1:], strict=True)]
+        shifts = [cell.shift for cell in coloured if cell.shift is not None]
+        if len(shifts) < len(coloured):
+            return Finding(None, f"{measured}; {_UNKNOWN}")
         furthest = max(shifts, key=lambda shift: max(-shift[1], shift[2]))
-        if any(cell.shift is not None for cell in coloured):
-            measured += "; furthest from S = 0, by its interval: {:+.2f} [{:+.2f}, {:+.2f}]".format(*furthest)
+        measured += "; furthest from S = 0, by its interval: {:+.2f} [{:+.2f}, {:+.2f}]".format(*furthest)
         if up_to not in cells[row]:
             return Finding(None, measured)
         allowed = tolerance + _ROUNDING

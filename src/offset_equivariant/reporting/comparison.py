@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offset_equivariant.reporting.costs import Costs
 from offset_equivariant.reporting.descriptions import RELEASED_BALANCING, RowDescription, TableDescription
 from offset_equivariant.reporting.paper import TABLE_SATURATIONS, PaperValue, paper_value
-from offset_equivariant.reporting.records import Outcomes, Record, saturation_key
+from offset_equivariant.reporting.records import Outcomes, Record, decisive_settings, saturation_key
 from offset_equivariant.reporting.statistics import (
     mean_and_std,
     median_interval,
@@ -91,14 +91,15 @@ class Table:
     costs: Costs | None = None
 
     def preset_suffix(self, line: TableRow) -> str:
-        """Return what tells a measured line from an earlier one of its row and data set: the preset, or nothing."""
+        """Return what tells a measured line from an earlier one of its row and data set: preset, light, or nothing."""
         dataset, preset = line.records[0].dataset, line.records[0].preset
         usual = next(
             other.records[0].preset
             for other in self.rows
             if other.description == line.description and other.records and other.records[0].dataset == dataset
         )
-        return "" if preset == usual else f", `train={preset}`"
+        otherwise = line.records[0].distorted_otherwise
+        return ("" if preset == usual else f", `train={preset}`") + (f", {otherwise}" if otherwise else "")
 
 
 def group_records(
@@ -130,32 +131,19 @@ def group_records(
     return groups
 
 
-#: Settings that do not change what is trained or measured.
-_INDIFFERENT = ("seed", "checkpoint_seconds", "log_every")
-
-
 def _require_same_settings(line: Sequence[Record]) -> None:
     """Refuse to put seeds side by side, or to take their mean, that differ in more than the seed."""
-    first = _settings(line[0].config)
+    first = decisive_settings({**line[0].config, "seed": None})
     for record in line[1:]:
-        other = _settings(record.config)
+        other = decisive_settings({**record.config, "seed": None})
         differing = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        if (record.n, _tested_on(record)) != (line[0].n, _tested_on(line[0])):
+            differing.append("test images")
         if differing:
             raise ValueError(
                 f"record {record.experiment}, seed {record.seed}: its settings are not those of seed {line[0].seed} in "
                 f"{', '.join(differing)}; train and evaluate both with the same ones, or remove one of the records"
             )
-
-
-def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What decides a result, flattened; a setting that is null is as good as none."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _settings(value, f"{prefix}{key}.")
-        elif value is not None and key not in _INDIFFERENT:
-            flat[prefix + key] = value
-    return flat
 
 
 def build_table(
@@ -222,14 +210,18 @@ _NOT_TESTED_ON = ("train", "balancing_weights")
 
 
 def _comparable(baseline: tuple[Record, ...], group: tuple[Record, ...]) -> bool:
-    """Whether two groups were measured on the same images, with the same preset."""
+    """Whether two groups were measured on the same images under the same light, with the same preset."""
     if not baseline or not group:
         return False
     a, b = baseline[0], group[0]
-    digests = [
-        {split: digest for split, digest in r.data_sha256.items() if split not in _NOT_TESTED_ON} for r in (a, b)
-    ]
-    return digests[0] == digests[1] and (a.dataset, a.preset, a.n) == (b.dataset, b.preset, b.n)
+    return all(
+        of(a) == of(b) for of in (_tested_on, lambda r: (r.dataset, r.preset, r.n), lambda r: r.distorted_otherwise)
+    )
+
+
+def _tested_on(record: Record) -> dict[str, str]:
+    """Digests of the test images."""
+    return {split: digest for split, digest in record.data_sha256.items() if split not in _NOT_TESTED_ON}
 
 
 def _cell(
@@ -241,15 +233,17 @@ def _cell(
     outcomes: Mapping[tuple[str, int], Outcomes],
 ) -> Cell:
     key = saturation_key(saturation)
-    own_dataset = all(record.dataset == description.dataset for record in group)
+    as_in_the_paper = all(r.dataset == description.dataset and not r.distorted_otherwise for r in group)
     paper = None
-    if row.paper_row is not None and own_dataset:
+    if row.paper_row is not None and as_in_the_paper:
         paper = paper_value(description.number, row.paper_row, description.metric, saturation)
     values = [record.metrics.get(description.metric, {}).get(key) for record in group]
     measured = [value for value in values if value is not None]
     if not measured or len(measured) < len(values):  # a mean over some of the seeds would be compared with one over all
         return Cell(saturation, paper, None, None, None, None)
     ours, std = mean_and_std(measured)
+    for record, value in zip(group, measured, strict=True):
+        _require_own_outcomes(description, record, value, outcomes, key)
     intervals = [
         _interval(description, record, value, outcomes.get((record.experiment, record.seed), {}), key)
         for record, value in zip(group, measured, strict=True)
@@ -262,6 +256,26 @@ def _cell(
     paired, second = (_paired(description, group, baseline, key, outcomes) for baseline in baselines)
     shift, growth = _since_white(description, row, group, key, outcomes)
     return Cell(saturation, paper, ours, std, interval, paired, second, shift, growth, tuple(measured))
+
+
+def _require_own_outcomes(
+    description: TableDescription,
+    record: Record,
+    value: float,
+    outcomes: Mapping[tuple[str, int], Outcomes],
+    key: str,
+) -> None:
+    """Refuse per-image outcomes that do not give the record's own number: a killed job may leave those of others."""
+    found = _outcome(description, record, key, outcomes)
+    if found is None:
+        return
+    summary = float(np.median(found) if description.statistic == "median" else np.mean(found))
+    summary *= 100 if description.statistic == "proportion" else 1
+    if not np.isclose(summary, value, rtol=1e-5, atol=1e-8):
+        raise ValueError(
+            f"record {record.experiment}, seed {record.seed}: {description.metric} at S = {key} is {value:g}, but its "
+            f"per-image outcomes give {summary:g}; evaluate it again, at all saturations"
+        )
 
 
 def _interval(

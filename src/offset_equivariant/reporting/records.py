@@ -89,6 +89,13 @@ class Record:
     training_means: dict[str, float] = field(default_factory=dict)
 
     @property
+    def distorted_otherwise(self) -> str:
+        """What is special about the light that it was measured under, for readers; empty for that of the tables."""
+        distortion = self.config.get("distortion", {})
+        rounded = ["8-bit images"] if distortion.get("requantize") else []
+        return ", ".join(rounded + ([f"hues of seed {seed}"] if (seed := distortion.get("seed", 0)) else []))
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """What a reader of the numbers must be warned of; empty for a result that can be published."""
         marks = (
@@ -301,9 +308,28 @@ def load_outcomes(results: Path, records: Iterable[Record]) -> dict[tuple[str, i
     return {key: read_outcomes(path) for key, path in paths.items() if path.exists()}
 
 
+#: Settings that do not change what is trained or measured.
+_INDIFFERENT = ("checkpoint_seconds", "log_every", "download")
+
+
+def decisive_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return what of a configuration decides a result, flattened: dotted name -> value.
+
+    A setting that is null is as good as none: it came later, and means what was done before it came.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= decisive_settings(value, f"{prefix}{key}.")
+        elif value is not None and key not in _INDIFFERENT:
+            flat[prefix + key] = value
+    return flat
+
+
 def _same_subject(old: Record, new: Record) -> bool:
-    same = ("experiment", "seed", "config_sha256", "checkpoint_sha256", "data_sha256", "n")
-    return all(getattr(old, name) == getattr(new, name) for name in same)
+    same = ("experiment", "seed", "checkpoint_sha256", "data_sha256", "n")
+    equal = all(getattr(old, name) == getattr(new, name) for name in same)
+    return equal and decisive_settings(old.config) == decisive_settings(new.config)
 
 
 def _continues(old: Record, new: Record) -> bool:

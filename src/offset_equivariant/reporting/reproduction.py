@@ -147,8 +147,9 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
     for row in rows:
         # The paper's own rows, the first line of each.
         measured = {cell.saturation: cell for cell in row.cells if cell.ours is not None}
-        if row.description.paper_row and measured.keys() >= set(TABLE_SATURATIONS) and not row.marks:
-            cells.setdefault(row.description.paper_row, measured)
+        papers = None if row.records[0].distorted_otherwise else row.description.paper_row
+        if papers is not None and measured.keys() >= set(TABLE_SATURATIONS) and not row.marks:
+            cells.setdefault(papers, measured)
     every = {row.paper_row for row in table.description.rows if row.paper_row}
     claims = [claim for claim in CLAIMS[table.description.number] if set(claim.rows or every) <= cells.keys()]
     return [(claim, claim.examine(cells)) for claim in claims]
