@@ -49,6 +49,7 @@ def main() -> None:
     images = random_images(32, IMAGES, device)
     experiments = sorted(path.stem for path in (CONFIGURATION / "experiment").glob(f"{prefix}*.yaml"))
     subjects = {name.removeprefix(prefix): subject_of(config_of(name), images) for name in experiments}
+    searched = {name: search_steps(name) for name in subjects}  # before the timing, which would be lost
     timed: dict[str, Callable[[], object]] = {f"{name} step": s.training_step for name, s in subjects.items()}
     timed |= {f"{name} inference": s.inference for name, s in subjects.items()}
     timed |= {f"{name} balance": s.balance for name, s in subjects.items() if s.balance is not None}
@@ -57,7 +58,7 @@ def main() -> None:
     times = interleaved(timed, device, rounds)
     warn_of_disturbance(times)
     learned = steps_of(network) * times[BALANCING]["median"] / 1000
-    rows = {name: cost_of(name, subject, times, learned) for name, subject in subjects.items()}
+    rows = {name: cost_of(name, subject, times, learned, searched[name]) for name, subject in subjects.items()}
     commit, dirty = provenance.commit()
     details = {"environment": provenance.environment(device), "rounds": rounds, "ms": times}
     costs = Costs(device_slug(device), torch.get_num_threads(), commit, dirty, rows, details)
@@ -84,7 +85,9 @@ def steps_of(config: ExperimentConfig) -> int:
     return config.train.total_steps(images // config.train.batch_size)
 
 
-def cost_of(name: str, subject: Subject, times: dict[str, dict[str, Any]], learned_seconds: float) -> Cost:
+def cost_of(
+    name: str, subject: Subject, times: dict[str, dict[str, Any]], learned_seconds: float, searched_steps: int
+) -> Cost:
     """Put together what was timed of a strategy."""
     beforehand = 0.0
     if subject.balance is not None:
@@ -97,7 +100,7 @@ def cost_of(name: str, subject: Subject, times: dict[str, dict[str, Any]], learn
         step_ms=times[f"{name} step"]["median"],
         steps=subject.steps,
         beforehand_seconds=beforehand,
-        search_steps=search_steps(name),
+        search_steps=searched_steps,
     )
 
 

@@ -44,8 +44,9 @@ PRESETS = {"table1": "", "table2": "imagenet_", "table3": "nus_", "table4": "inp
 
 
 def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
-    """Run the command line; 0 if every row whose weights are released could be had.
+    """Run the command line; 0 if every row whose weights are released could be had, 2 if one failed.
 
+    What fails before any row was evaluated ends it; later, the other rows are evaluated and rendered all the same.
     ``settings`` are further words for the entry point.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -53,6 +54,7 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
     records: list[Record] = []
     committed: list[Record | None] = []
     absent: list[AbsentRow] = []
+    failed = False
     for name, seed in runs_of(arguments):
         composed = compose_experiment(name, arguments, seed)
         if composed.weights is not None and not Path(composed.weights).exists():
@@ -60,24 +62,28 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
             continue
         # Read before: the results may be written where the committed ones are.
         path = record_path(RELEASED, Run(plain_settings(composed)).config.record_name, seed)
-        committed.append(read_record(path) if path.exists() else None)
+        before = read_record(path) if path.exists() else None
         try:
             record = run_configuration(composed)
         except TrainingInterruptedError as interruption:
             print(interruption, file=sys.stderr)
             return interruption.exit_status
         except EXPLAINED_ERRORS as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            return 2
+            print(f"{name}, seed {seed}: {error}", file=sys.stderr)
+            if not records:
+                return 2
+            failed = True
+            continue
         assert record is not None
         records.append(record)
+        committed.append(before)
     if records:
         draw_images(arguments, {record.experiment: record.seed for record in reversed(records)})
         render(Path(arguments.results), arguments)
         compare_with_committed(records, committed)
     for row in absent:
         print(row.message, file=sys.stderr)
-    return 1 if any(row.released for row in absent) else 0
+    return 2 if failed else int(any(row.released for row in absent))
 
 
 class AbsentRow(NamedTuple):

@@ -90,6 +90,18 @@ def test_a_row_without_released_weights_is_named_and_the_others_stand(released, 
     assert [record.row for record in find_records(tmp_path / "a,b")] == ["equivariant"]
 
 
+def test_a_row_that_fails_leaves_the_others_standing(released, reproduce, tmp_path, capsys):
+    checkpoints = released / "checkpoints"
+    (checkpoints / "table1_original_smoke-seed0.safetensors").write_bytes(b"damaged")
+    assert run(reproduce, tmp_path, "--from", "released") == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("table1_original, seed 0: ") and "# Table 1" in said.out
+    assert [record.row for record in find_records(tmp_path / "a,b")] == ["equivariant"]
+    (checkpoints / "table1_equivariant_smoke-seed0.safetensors").write_bytes(b"damaged")
+    assert run(reproduce, tmp_path / "again", "--from", "released") == 2
+    assert "table1_original" not in capsys.readouterr().err  # nothing would be lost: it ends at once
+
+
 def test_seeds_to_evaluate_are_the_first_and_those_released(load_script, tmp_path, monkeypatch):
     module = load_script("reproduce")
     monkeypatch.setattr(module, "experiments_on", lambda table, dataset: ROWS)

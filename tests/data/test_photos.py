@@ -108,6 +108,14 @@ def test_data_of_a_deep_png_that_cannot_be_written_are_said(tmp_path, pixels):
         write_photo(Photo(pixels, profile=b"a profile"), tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_damaged_exif_data_that_cannot_be_written_are_said(tmp_path, pixels, bits):
+    photo = Photo(pixels if bits == 16 else (pixels >> 8).astype(np.uint8), exif=b"damaged exif data")
+    with pytest.raises(PhotoError, match=r"a\.tif: .* its EXIF data: not a TIFF file"):
+        write_photo(photo, tmp_path / "a.tif")
+    assert not list(tmp_path.iterdir())
+
+
 def test_tiffs_of_other_layouts(tmp_path, pixels):
     tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig="separate")
     tifffile.imwrite(tmp_path / "big-endian.tif", pixels, photometric="rgb", byteorder=">")
@@ -190,6 +198,6 @@ def test_formats_that_cannot_hold_the_photo_are_refused(tmp_path, pixels):
         write_photo(
             Photo((pixels >> 8).astype(np.uint8), alpha=(pixels[..., 0] >> 8).astype(np.uint8)), tmp_path / "a.jpg"
         )
-    with pytest.raises(PhotoError, match=r"webp cannot hold a photo of 16400x1 pixels"):
+    with pytest.raises(PhotoError, match=r"webp cannot hold this photo of 16400x1 pixels"):
         write_photo(Photo(np.zeros((1, 16400, 3), np.uint8)), tmp_path / "a.webp")
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from offset_equivariant.reporting.image_panel import read_image_panel
 from offset_equivariant.reporting.predictions import read_panel
 from offset_equivariant.reporting.readme import render_readme
 from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes, saturation_key
-from offset_equivariant.reporting.reproduction import examined_tables
+from offset_equivariant.reporting.reproduction import examined_tables, render_reproduction
 from offset_equivariant.reporting.search import SEARCHES, render_search
 from offset_equivariant.reporting.tables import render_tables
 from offset_equivariant.runs import released_weights_path
@@ -35,6 +35,11 @@ RESULTS = ROOT / "results"
 @pytest.fixture(scope="module")
 def records():
     return find_records(RESULTS)
+
+
+@pytest.fixture(scope="module")
+def examined():
+    return examined_tables(RESULTS)
 
 
 def test_every_experiment_of_table_1_is_recorded_and_complete(records):
@@ -103,10 +108,15 @@ def test_tables(records):
     assert committed == rendered, "run `make tables` and commit results/tables"
 
 
-def test_readme(records):
+def test_readme(examined):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rendered = render_readme(readme, RESULTS, examined_tables(RESULTS))
+    rendered = render_readme(readme, RESULTS, examined)
     assert readme == rendered, "run `make tables` and commit README.md"
+
+
+def test_reproduction(examined):
+    text = (ROOT / "docs" / "REPRODUCTION.md").read_text(encoding="utf-8")
+    assert render_reproduction(examined) in text, "run `make tables` and commit docs/REPRODUCTION.md"
 
 
 def test_figure2_source(records):

@@ -125,6 +125,8 @@ def test_flags(make_record):
     assert make_record().flags == ()
     record = make_record(complete=False, steps=40, dirty=True, training_dirty=True)
     assert record.flags == ("incomplete (40/100 steps)", "dirty training", "dirty evaluation")
+    assert make_record(dataset="nus", n=1_853).flags == () == make_record(dataset="facades", n=100).flags
+    assert make_record(dataset="nus", n=900).flags == ("900 of 1,853 test images",)
 
 
 def test_outcomes_round_trip_with_equal_bytes(tmp_path):

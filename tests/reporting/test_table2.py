@@ -17,8 +17,8 @@ ERRORS = {
 
 def measured(make_record, row, dataset):
     metrics = {"error_percent": ERRORS[row], "top5_error_percent": {s: e / 2 for s, e in ERRORS[row].items()}}
-    name = f"table2_{dataset}_{row}"
-    return make_record(row, experiment=name, table=2, dataset=dataset, metrics=metrics, n=3925, parameters=23_528_522)
+    name, n = f"table2_{dataset}_{row}", {"imagenette": 3_925, "ilsvrc12": 50_000}[dataset]
+    return make_record(row, experiment=name, table=2, dataset=dataset, metrics=metrics, n=n, parameters=23_528_522)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def found(make_record):
         metrics[f"median_{ERROR}_SonyA57"] = {"0.0": 1.75}
         trained = {} if row != "grey_world" else {"total_steps": 0, "steps": 0, "training_commits": []}
         name = f"table3_{row}"
-        made = make_record(row, seed, experiment=name, table=3, dataset="nus", n=60, metrics=metrics, **trained)
+        made = make_record(row, seed, experiment=name, table=3, dataset="nus", n=1_853, metrics=metrics, **trained)
         records.append(made)
         outcomes[name, seed] = {ERROR: errors}
     return records, outcomes
@@ -99,7 +99,7 @@ def test_figure5_draws_medians(found):
 def test_cameras_that_nobody_trained_on_are_rows_but_no_curves(found, make_record):
     records, _ = found
     unseen = make_record(
-        "original_unseen_camera", experiment="table3_original_unseen_camera", table=3, dataset="nus", n=60,
+        "original_unseen_camera", experiment="table3_original_unseen_camera", table=3, dataset="nus", n=1_853,
         metrics={f"median_{ERROR}": dict.fromkeys(KEYS, 7.5)},
     )  # fmt: skip
     text = render_markdown(build_table(TABLE3, [*records, unseen]))

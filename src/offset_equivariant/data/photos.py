@@ -154,7 +154,7 @@ def write_photo(photo: Photo, path: Path) -> None:
     """Write a photo with its EXIF data in the format that the name asks for, in one step.
 
     Raises:
-        PhotoError: if the format is unknown, or cannot hold the photo's bits.
+        PhotoError: if the format is unknown, or cannot hold the photo's bits, size, EXIF data or colour profile.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -171,9 +171,9 @@ def write_photo(photo: Photo, path: Path) -> None:
             content = _encoded_by_pillow(photo, channels, SUFFIXES[suffix])
         else:
             content = _deep_png(photo, channels) if suffix == ".png" else _deep_tiff(photo, channels)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError) as error:  # the last is Pillow's of damaged EXIF data
         size = f"{channels.shape[1]}x{channels.shape[0]} pixels"
-        raise PhotoError(f"{path}: {suffix} cannot hold a photo of {size}: {error}") from error
+        raise PhotoError(f"{path}: {suffix} cannot hold this photo of {size} and its EXIF data: {error}") from error
     replace_file(path, content)
 
 

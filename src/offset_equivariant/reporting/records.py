@@ -22,6 +22,8 @@ Outcomes = dict[str, dict[str, NDArray[Any]]]
 _T = TypeVar("_T")
 #: Of the environment, what may differ between the jobs of one sweep.
 _PLACE = ("platform", "device_name", "threads")
+#: Data sets that are what lies in a folder, which may be a part of them -> test images of the whole.
+_TEST_IMAGES = {"imagenette": 3_925, "ilsvrc12": 50_000, "nus": 1_853, "paris_street_view": 100}
 _OUTCOME_DTYPES = ("bool", "uint8", "float32")
 
 
@@ -98,10 +100,12 @@ class Record:
     @property
     def flags(self) -> tuple[str, ...]:
         """What a reader of the numbers must be warned of; empty for a result that can be published."""
+        whole = _TEST_IMAGES.get(self.dataset, self.n)
         marks = (
             (not self.complete, f"incomplete ({self.steps}/{self.total_steps} steps)"),
             (self.training_dirty, "dirty training"),
             (self.dirty, "dirty evaluation"),
+            (self.n != whole, f"{self.n:,} of {whole:,} test images"),
         )
         return tuple(mark for applies, mark in marks if applies)
 
