@@ -80,8 +80,8 @@ def test_short_tables(tmp_path, make_record):
     assert exact in lines
     assert lines[-1].startswith("1,000 test images") and "(results/tables/table1.md)" in lines[-1]
     assert "One training took 0.17 and one evaluation 0.025 minutes" in lines[-1]
-    save(tmp_path, make_record, "original", seed=1, train_seconds=120.0)
-    assert "One training took 0.17 to 2 and" in readme_block(tmp_path)
+    save(tmp_path, make_record, "original", seed=1, train_seconds=6420.0)
+    assert "One training took 0.17 to 107 and" in readme_block(tmp_path)
     assert "| 12.00 ± 0.00 (8.67) |" in readme_block(tmp_path) and "| fast, 2 seeds |" in readme_block(tmp_path)
 
 

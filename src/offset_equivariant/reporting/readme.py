@@ -156,7 +156,8 @@ def _times(table: Table) -> str:
 
 
 def _minutes(seconds: Sequence[float]) -> str:
-    low, high = (f"{value / 60:.2g}" for value in (min(seconds), max(seconds)))
+    minutes = (min(seconds) / 60, max(seconds) / 60)
+    low, high = (f"{value:.0f}" if value >= 10 else f"{value:.2g}" for value in minutes)
     return low if low == high else f"{low} to {high}"
 
 
