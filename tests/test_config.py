@@ -155,6 +155,7 @@ WRONG = [
         "nope",
         "'nope' is not one of grey_world, shades_of_grey, max_rgb, grey_edge",
     ),
+    ("strategy.brightness", 0.25, "strategy.brightness = 0.25 does not fit strategy.balancing = None: .* and null"),
     ("strategy.jitter", {"hue": 0.1}, "setting strategy.jitter.brightness is missing"),
     ("distortion.saturations", [0.0, 2.0], r"saturations must lie in \[0, 1\], got \[0.0, 2.0\]"),
     ("distortion.saturations", [], r"saturations must lie in"),

@@ -89,7 +89,9 @@ class ModelConfig:
     ]
     #: Keyword arguments of the architecture beside its family.
     options: dict[str, Any]
-    family: Literal["conventional", "offset_equivariant", "offset_equivariant_plain"]
+    family: Literal[
+        "conventional", "offset_equivariant", "offset_equivariant_plain", "offset_equivariant_unconstrained"
+    ]
     family_options: dict[str, Any]
     #: None where an architecture has a coding of its input of its own.
     representation: RepresentationConfig | None
@@ -115,6 +117,8 @@ class StrategyConfig:
     balancing: str | None
     #: Of the latter: its safetensors file; a relative path is one in the repository.
     weights: str | None
+    #: Mean linear RGB, in (0, 1], that balanced images are scaled to; None leaves it to the light.
+    brightness: float | None
     jitter: JitterConfig | None
     #: Largest saturation of the random illuminants that training images are shown under; None for none.
     illuminant_saturation: float | None
@@ -483,6 +487,12 @@ def _check_balancing(strategy: StrategyConfig) -> None:
         raise ConfigError(
             f"strategy.weights = {strategy.weights!r} does not fit strategy.balancing = {strategy.balancing}: "
             f"{LEARNED_BALANCING} needs a file of weights, and nothing else has one"
+        )
+    brightness = strategy.brightness
+    if brightness is not None and (strategy.balancing is None or not 0 < brightness <= 1):
+        raise ConfigError(
+            f"strategy.brightness = {brightness} does not fit strategy.balancing = {strategy.balancing}: it is the "
+            "mean linear RGB of balanced images, above 0 and at most 1, and null where nothing is balanced"
         )
 
 

@@ -117,6 +117,27 @@ def test_balanced_values_are_clipped():
     torch.testing.assert_close(balanced.flatten(), torch.tensor([1.0, 0.9, 0.225]))
 
 
+def test_with_a_brightness_the_light_leaves_no_trace():
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lights = torch.tensor([[1.0, 1.0, 1.0], [0.9, 0.2, 0.1], [0.05, 0.5, 0.8], [1e-3, 0.1, 1.0]], dtype=torch.float64)
+    found = []
+    for light in lights:
+        lit = apply_illuminant(images, light.expand(4, 3))
+        found.append(balance(lit, grey_world(lit), brightness=0.25))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
+    srgb = distort_srgb(images.float(), lights.float(), requantize=False)
+    same = balance_srgb(images.float(), "grey_world", brightness=0.25)
+    torch.testing.assert_close(balance_srgb(srgb, "grey_world", brightness=0.25), same, rtol=1e-4, atol=1e-4)
+    dim = 0.2 * images  # nothing is clipped, and every channel has the mean itself
+    balanced = balance(dim, grey_world(dim), brightness=0.25)
+    torch.testing.assert_close(balanced.mean((2, 3)), torch.full((4, 3), 0.25, dtype=torch.float64))
+    black = torch.zeros(1, 3, 2, 2)
+    assert torch.equal(balance(black, grey_world(black), brightness=0.25), black)
+    with pytest.raises(ValueError, match="brightness must be positive, but is 0"):
+        balance(images, lights, brightness=0)
+
+
 def test_a_channel_with_zero_estimate_keeps_gain_one():
     images = torch.full((1, 3, 1, 1), 0.3)
     # Geometric mean of 1 and 4, without the zero: 2.

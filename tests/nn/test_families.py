@@ -9,7 +9,7 @@ import offset_equivariant as oe
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn import FAMILIES, Conventional, LayerFamily, OffsetEquivariant, constraint_error
 from offset_equivariant.nn.equivariance import check_equivariance
-from offset_equivariant.nn.families import PlainOffsetEquivariant
+from offset_equivariant.nn.families import PlainOffsetEquivariant, UnconstrainedOffsetEquivariant
 from offset_equivariant.nn.pooling import GroupLinear
 
 
@@ -20,8 +20,9 @@ def test_both_families_supply_every_layer_with_the_same_arguments():
     for family in FAMILIES.values():
         for name, method in methods.items():
             assert inspect.signature(getattr(family, name)) == inspect.signature(method), name
-    assert set(FAMILIES) == {"conventional", "offset_equivariant", "offset_equivariant_plain"}
-    assert [family.folds for family in FAMILIES.values()] == [True, True, False]
+    named = ["conventional", "offset_equivariant", "offset_equivariant_plain", "offset_equivariant_unconstrained"]
+    assert list(FAMILIES) == named
+    assert [family.folds for family in FAMILIES.values()] == [True, True, False, False]
 
 
 def test_widths_and_scores():
@@ -146,6 +147,20 @@ def test_plain_networks_are_equivariant_with_every_group_pooling(poolings):
     network = CifarResNet(8, 10, PlainOffsetEquivariant(constraint="parametrization", **names))
     report = check_equivariance(network, (2, 3, 16, 16), output="mean", magnitudes=(1.0,))
     assert report.worst(torch.float64) <= 1e-12, f"\n{report}"
+
+
+def test_without_the_constraint_the_network_is_the_same_but_for_its_weights():
+    torch.manual_seed(0)
+    free, held = CifarResNet(8, 10, UnconstrainedOffsetEquivariant()), CifarResNet(8, 10, PlainOffsetEquivariant())
+    assert sum(p.numel() for p in free.parameters()) == sum(p.numel() for p in held.parameters())
+    assert check_equivariance(free, (2, 3, 16, 16), output="mean", magnitudes=(1.0,)).worst(torch.float64) > 0.01
+    oe.nn.project_(free)
+    kernels = [m.weight for m in free.modules() if isinstance(m, nn.Conv2d)]
+    assert len(kernels) == 7 and min(constraint_error(kernel, 3) for kernel in kernels) > 0.01  # nothing to project
+    oe.nn.remove_parametrizations_(held)
+    free.load_state_dict(held.state_dict())
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(free.eval()(images), held.eval()(images), rtol=1e-5, atol=1e-5)
 
 
 def test_linear_group_pooling_starts_as_the_mean_and_then_differs():

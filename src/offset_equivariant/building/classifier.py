@@ -49,7 +49,7 @@ def load_classifier(weights: Path) -> Callable[[Tensor], Tensor]:
     if balancing is not None:
         estimator = BALANCING_METHODS[balancing] if path is None else balancing_estimator(repository_root() / path)
         _require_same_balancing(facts, weights, path)
-    return partial(_posteriors, network, InputPipeline(representation, estimator))
+    return partial(_posteriors, network, InputPipeline(representation, estimator, strategy.get("brightness")))
 
 
 def _require_same_balancing(facts: Mapping[str, Any], weights: Path, path: str | None) -> None:

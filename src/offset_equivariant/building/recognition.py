@@ -74,8 +74,8 @@ def build_pipeline(config: ExperimentConfig) -> InputPipeline:
         return InputPipeline(representation)
     weights = balancing_weights(config)
     if weights is not None:
-        return InputPipeline(representation, balancing_estimator(weights))
-    return InputPipeline(representation, BALANCING_METHODS[strategy.balancing])
+        return InputPipeline(representation, balancing_estimator(weights), strategy.brightness)
+    return InputPipeline(representation, BALANCING_METHODS[strategy.balancing], strategy.brightness)
 
 
 def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:

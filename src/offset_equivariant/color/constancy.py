@@ -119,28 +119,38 @@ def _require_rgb(linear: Tensor) -> None:
         raise ValueError(f"linear must have shape (N, 3, H, W), but its shape is {tuple(linear.shape)}.")
 
 
-def balance(linear: Tensor, illuminant: Tensor) -> Tensor:
-    """Divides an illuminant out of images, keeping the overall brightness.
+def balance(linear: Tensor, illuminant: Tensor, brightness: float | None = None) -> Tensor:
+    """Divides an illuminant out of images, keeping the overall brightness or, on demand, fixing that too.
 
     The gain of channel c is g / I_c, where g is the geometric mean of the illuminant's non-zero components. A channel
     whose estimate is zero holds no light to be scaled: its gain is 1. An all-black image is therefore unchanged.
 
+    So balanced, an image under coloured light is darker or brighter than under white light, by the geometric mean of
+    the light. With a `brightness` it is the same image, if the estimate follows the light.
+
     Args:
         linear: Linear images of shape (N, 3, H, W).
         illuminant: Estimates of shape (N, 3), not negative, of any norm.
+        brightness: Mean over pixels and channels that each image is scaled to before it is clipped, positive; None
+            leaves the gains as they are.
 
     Returns:
         Balanced linear images clipped to [0, 1], same shape.
 
     Raises:
-        ValueError: If the shapes do not fit, or an estimate is negative or not finite.
+        ValueError: If the shapes do not fit, an estimate is negative or not finite, or the brightness not positive.
     """
+    if brightness is not None and not brightness > 0:
+        raise ValueError(f"brightness must be positive, but is {brightness}.")
     if not bool(((illuminant >= 0) & illuminant.isfinite()).all()):
         raise ValueError("illuminant must be finite and not negative in every component; check the estimator.")
     lit = illuminant > 0
     logarithm = torch.where(lit, illuminant, 1).log()
     log_mean = logarithm.sum(dim=-1, keepdim=True) / lit.sum(dim=-1, keepdim=True).clamp(min=1)
     gain = torch.where(lit, (log_mean - logarithm).exp(), 1)
+    if brightness is not None:
+        mean = (gain * linear.mean(dim=(2, 3))).mean(dim=1, keepdim=True)
+        gain = gain * brightness / torch.where(mean > 0, mean, brightness)
     return apply_illuminant(linear, gain).clamp(0, 1)
 
 
@@ -152,12 +162,13 @@ BALANCING_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def balance_srgb(srgb: Tensor, method: str) -> Tensor:
+def balance_srgb(srgb: Tensor, method: str, brightness: float | None = None) -> Tensor:
     """Balances the colours of sRGB images: gamma off, estimate the illuminant, divide it out, gamma on.
 
     Args:
         srgb: Gamma-encoded images of shape (N, 3, H, W), in [0, 1].
         method: A key of `BALANCING_METHODS`.
+        brightness: As of `balance`, in linear RGB.
 
     Returns:
         Balanced gamma-encoded images, same shape, in [0, 1].
@@ -169,4 +180,4 @@ def balance_srgb(srgb: Tensor, method: str) -> Tensor:
     if method not in BALANCING_METHODS:
         raise ValueError(f"Unknown balancing method {method!r}; choose one of {', '.join(BALANCING_METHODS)}.")
     linear = srgb_to_linear(srgb)
-    return linear_to_srgb(balance(linear, BALANCING_METHODS[method](linear)))
+    return linear_to_srgb(balance(linear, BALANCING_METHODS[method](linear), brightness))

@@ -374,8 +374,47 @@ class PlainOffsetEquivariant(OffsetEquivariant):
                 module.start_as_average_()
 
 
+@dataclass(frozen=True)
+class UnconstrainedOffsetEquivariant(PlainOffsetEquivariant):
+    """The same layers, with the weights of convolutions and linear layers left free: not equivariant.
+
+    For comparison: what the constraint does, with everything else as it is. Convolutions replicate the border, and
+    ``constraint`` is that of learned group poolings alone.
+    """
+
+    def conv2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> nn.Module:
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias, padding_mode="replicate")
+
+    def conv_transpose2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> nn.Module:
+        return nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+
+    def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        return nn.Linear(in_features, out_features, bias)
+
+    def initialise_(self, network: nn.Module) -> None:
+        initialise_conventional_(network)
+        super().initialise_(network)
+
+
 FAMILIES: dict[str, type[Conventional] | type[OffsetEquivariant]] = {
     "conventional": Conventional,
     "offset_equivariant": OffsetEquivariant,
     "offset_equivariant_plain": PlainOffsetEquivariant,
+    "offset_equivariant_unconstrained": UnconstrainedOffsetEquivariant,
 }

@@ -26,11 +26,13 @@ from offset_equivariant.training.ranks import own_part, ranks, without_averaging
 class InputPipeline:
     """From linear RGB to the network's input: colour balancing, where the strategy has one, and representation.
 
-    ``estimator`` maps linear RGB ``(N, 3, H, W)`` to the illuminants ``(N, 3)`` that are divided out.
+    ``estimator`` maps linear RGB ``(N, 3, H, W)`` to the illuminants ``(N, 3)`` that are divided out; ``brightness`` is
+    that of :func:`~offset_equivariant.color.constancy.balance`.
     """
 
     representation: Representation
     estimator: Callable[[Tensor], Tensor] | None = None
+    brightness: float | None = None
 
     @property
     def balances(self) -> bool:
@@ -45,7 +47,7 @@ class InputPipeline:
         if self.estimator is None:
             return self.representation(linear), None
         estimate = self.estimator(linear)
-        return self.representation(balance(linear, estimate)), estimate
+        return self.representation(balance(linear, estimate, self.brightness)), estimate
 
     def from_srgb_bytes(self, images: Tensor) -> Tensor:
         """Map uint8 sRGB images ``(N, 3, H, W)`` to the network's input."""
