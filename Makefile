@@ -11,7 +11,9 @@ SEED ?=
 RESULTS ?= runs/reproduction
 DATASET ?=
 RUN ?=
-REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results $(RESULTS)
+# Of make reproduce-table<N> and reproduce-all: wandb or none.
+LOGGER ?= wandb
+REPRODUCE = --from $(FROM) --logger $(LOGGER) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results $(RESULTS)
 
 # The stamp's name holds a checksum of what is installed and where, so that a changed lock, another branch or a moved
 # checkout installs again, while a mere change of the files' times does not.
@@ -49,20 +51,20 @@ format: $(STAMP) ## Rewrite the code in the project's style
 test: lint ## Run lint, then all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
 
-reproduce-table1: $(STAMP) ## Table 1, Figures 2 and 3 [FROM=released|scratch] [PRESET=fast|paper|smoke] [SEED=] [RESULTS=runs/reproduction]
+reproduce-table1: $(STAMP) ## Table 1, Figures 2 and 3 [FROM=released|scratch] [PRESET=fast|paper|smoke] [SEED=] [RESULTS=runs/reproduction] [LOGGER=wandb|none]
 	$(PY) scripts/reproduce.py table1 $(REPRODUCE)
 
-reproduce-table2: $(STAMP) ## Table 2 and Figure 4, on a part of ILSVRC-12 or on all of it [DATASET=imagenette|ilsvrc12, FROM, PRESET, SEED, RESULTS likewise]
+reproduce-table2: $(STAMP) ## Table 2 and Figure 4, on a part of ILSVRC-12 or on all of it [DATASET=imagenette|ilsvrc12, FROM, PRESET, SEED, RESULTS, LOGGER likewise]
 	$(PY) scripts/reproduce.py table2 $(REPRODUCE)
 
-reproduce-table3: $(STAMP) ## Table 3, Figures 5 and 6, from the NUS images in OEN_DATA_DIR [FROM, PRESET, SEED, RESULTS likewise]
+reproduce-table3: $(STAMP) ## Table 3, Figures 5 and 6, from the NUS images in OEN_DATA_DIR [FROM, PRESET, SEED, RESULTS, LOGGER likewise]
 	$(PY) scripts/reproduce.py table3 $(REPRODUCE)
 
 reproduce-table4: $(STAMP) ## Table 4, Figures 7 and 8, from the photos in OEN_DATA_DIR [DATASET=facades|paris_street_view, and likewise]
 	$(PY) scripts/reproduce.py table4 $(REPRODUCE)
 
-reproduce-all: $(STAMP) ## Every table and figure from the records that are there, and what is missing [RUN=missing trains and evaluates that first]
-	$(PY) scripts/reproduce_all.py $(if $(RUN),--run $(RUN))
+reproduce-all: $(STAMP) ## Every table and figure from the records that are there, and what is missing [RUN=missing trains and evaluates that first, LOGGER=wandb|none]
+	$(PY) scripts/reproduce_all.py --logger $(LOGGER) $(if $(RUN),--run $(RUN))
 
 tables: $(STAMP) ## Render the tables and figures from the committed records
 	$(PY) scripts/render.py

@@ -44,7 +44,8 @@ PRESETS = {"table1": "", "table2": "imagenet_", "table3": "nus_", "table4": "inp
 
 
 def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
-    """Run the command line; 0 if every row whose weights are released could be had, 2 if one failed.
+    """Run the command line; 0 if every row whose weights are released could be had, 1 if not or if there is none, 2 if
+    one failed.
 
     What fails before any row was evaluated ends it; later, the other rows are evaluated and rendered all the same.
     ``settings`` are further words for the entry point.
@@ -83,7 +84,10 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
         compare_with_committed(records, committed)
     for row in absent:
         print(row.message, file=sys.stderr)
-    return 2 if failed else int(any(row.released for row in absent))
+    if not records:
+        table = RELEASED / "tables" / f"{arguments.table}.md"
+        print(f"nothing was evaluated; what was measured before is in {table}", file=sys.stderr)
+    return 2 if failed else int(not records or any(row.released for row in absent))
 
 
 class AbsentRow(NamedTuple):

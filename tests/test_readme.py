@@ -30,8 +30,8 @@ def examples() -> list[str]:
 def test_the_error_of_any_classifier_under_coloured_light():
     names: dict[str, Any] = {}
     exec(examples()[0], names)
-    images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    coloured = oe.color.distort_srgb(images, oe.color.random_illuminants(0, range(64), 0.9))
+    images = torch.randint(256, (64, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
+    coloured = oe.color.distort_srgb(images, oe.color.random_illuminants(0, range(64), 0.9), requantize=True)
 
     def of_means(srgb):  # its class is the brightest channel
         return srgb.mean((2, 3))
@@ -42,9 +42,21 @@ def test_the_error_of_any_classifier_under_coloured_light():
     assert names["error_percent"](of_means, images, labels, 0.9) == expected > 30
 
 
+def test_images_can_be_balanced_or_shown_under_random_light():
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    names: dict[str, Any] = {"oe": oe, "torch": torch, "srgb": images}
+    exec(examples()[1], names)
+    means = oe.color.srgb_to_linear(names["balanced"]).mean((1, 2, 3))
+    assert (means > 0.2).all() and (means < 0.25 + 1e-6).all()  # but for what was clipped
+    gains = oe.color.srgb_to_linear(names["srgb"]) / oe.color.srgb_to_linear(images)
+    light = gains.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(gains, light.expand_as(gains), rtol=1e-3, atol=1e-3)  # one number a channel
+    torch.testing.assert_close(light.amax(1).flatten(), torch.ones(4), rtol=1e-3, atol=0)
+
+
 def test_the_example_is_equivariant(capsys):
     names: dict[str, Any] = {}
-    exec(examples()[1], names)
+    exec(examples()[2], names)
     assert "float64" in capsys.readouterr().out
     network = names["net"]
     assert check_equivariance(network.features, (2, 3, 32, 32), output="mean").worst() < 1e-12

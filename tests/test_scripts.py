@@ -246,6 +246,15 @@ def test_table_4_where_the_weights_of_a_large_network_are_not_released(load_scri
     assert "missing row table4_facades_original: no weights are released" in capsys.readouterr().err
 
 
+def test_a_table_of_which_nothing_is_released_says_where_it_stands(load_script, tmp_path, capsys):
+    words = ["table2", "--logger", "none", "--results", str(tmp_path)]
+    assert load_script("reproduce").main(words, [f"paths.runs={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("too large to be released") == 5
+    assert said.endswith(f"nothing was evaluated; what was measured before is in {ROOT}/results/tables/table2.md\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_table_4_knows_its_data_sets(load_script, capsys):
     module = load_script("reproduce")
     arguments = module.parse_arguments(["table4", "--dataset", "paris_street_view", "--from", "scratch"])

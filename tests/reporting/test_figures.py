@@ -61,7 +61,9 @@ def test_figure2_draws_the_records_and_the_paper(records):
 
 def test_figure2_has_an_enlarged_panel_of_the_same_curves(records):
     whole, enlarged = figure2(records).axes
-    assert enlarged.get_ylim() == pytest.approx((9.0 - 0.08, 10.0 + 0.08))  # one point and 8 % of it on each side
+    low, high = 10 - 2**0.5, 10 + 2**0.5  # of the equivariant network's band
+    margin = 0.08 * (high - low)
+    assert enlarged.get_ylim() == pytest.approx((low - margin, high + margin))
     for label in ("Original", "Equivariant"):
         np.testing.assert_array_equal(drawn(enlarged, label).get_ydata(), drawn(whole, label).get_ydata())
 
@@ -74,6 +76,13 @@ def test_enlarged_range_ends_where_the_curves_but_the_baselines_do(make_record):
     ]
     _, enlarged = figure2(made).axes
     assert enlarged.get_ylim() == pytest.approx((5.0 - 0.64, 13.0 + 0.64))  # 8 % of 8 points
+    # With another seed, bands: at S = 0 the original's is 6 ± √2, at S = 0.9 augmentation's 14 ± √2.
+    for row, errors in (("original", (7.0, 90.0, 95.0)), ("augmentation", (8.0, 15.0, 60.0))):
+        metrics = {"error_percent": dict(zip(("0.0", "0.9", "1.0"), errors, strict=True))}
+        made.append(make_record(row, 1, metrics=metrics))
+    low, high = 6 - 2**0.5, 14 + 2**0.5
+    margin = 0.08 * (high - low)
+    assert figure2(made).axes[1].get_ylim() == pytest.approx((low - margin, high + margin))
 
 
 def test_figure2_writes_what_lies_beyond_the_axis(records):

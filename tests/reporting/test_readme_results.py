@@ -48,12 +48,22 @@ def test_answer_says_what_the_records_say(tmp_path, make_record):
     found = paired_difference_interval(100 * ours, 100 * original)
     assert found[0] == pytest.approx(1.6)
     assert "minus the ordinary one is {:+.2f} [{:+.2f}, {:+.2f}] points".format(*found) in text
-    assert "training step takes 1.5 times as long, its inference 1.7 times (a device)." in text
-    assert "gives 12.30 and 13.50 %, -1.30 [-2.00, -0.60] and -0.20 [-0.48, +0.08] points beside" in text
-    assert "under random illuminants gives 13.00 and 13.40 %." in text
-    assert "(ours, 13.80 %) no posterior changes by more than 6.4e-06 up to S = 0.9" in text
-    assert "with the paper's clipping by up to 0.55, with grey-world by up to 0.95." in text
+    assert "training step takes 1.5 times as long, its inference 1.7 times (a device; [other settings" in text
+    assert "gives 12.30 and 13.50 %, -1.30 [-2.00, -0.60] and -0.20 [-0.48, +0.08] points relative to" in text
+    assert "under random illuminants gives 13.00 and 13.40 %, -0.60 [" in text
+    assert "(ours, 13.80 %) no posterior changes by more than 6.4e-06 up to S = 0.9;" in text
+    leaves = "Grey-world leaves the brightness of the light, and changes of up to 0.95"
+    assert f"with the paper's clipping single ones change by up to 0.55. {leaves} ([short" in text
     assert text.endswith("Table 1 partly, Table 2 not yet, Table 3 not yet, Table 4 not yet.")
+    for name, change in (
+        ("table1_equivariant_relative_requantized", 0.87),
+        ("ablation_grey_world_brightness_brief", 3e-6),
+    ):
+        changes = {"posterior_change": {"0.5": change / 2, "0.9": change, "1.0": 1.0}}
+        save_evaluation(tmp_path / "ablations", make_record(experiment=name, table=None, metrics=changes), {})
+    text = answer(tmp_path)
+    assert "by up to 0.55, and once images are rounded to 8 bits under that light, as photos are, by up to 0.87" in text
+    assert f"{leaves}; where it fixes the brightness too, of no more than 3e-06 ([short" in text
 
 
 def test_answer_leaves_out_what_was_not_measured_or_must_not_be_cited(tmp_path, make_record):
@@ -79,7 +89,7 @@ def test_short_tables(tmp_path, make_record):
     exact = "| Equivariant, relative clipping (ours) | 13.80 | 13.80 | 13.80 | 6.4e-06 | fast, 1 seed |"
     assert exact in lines
     assert lines[-1].startswith("1,000 test images") and "(results/tables/table1.md)" in lines[-1]
-    assert "One training took 0.17 and one evaluation 0.025 minutes" in lines[-1]
+    assert "One training took 0.17 and one evaluation 0.025 minutes, all 2 together 0.05 ([on what]" in lines[-1]
     save(tmp_path, make_record, "original", seed=1, train_seconds=6420.0)
     assert "One training took 0.17 to 107 and" in readme_block(tmp_path)
     assert "| 12.00 ± 0.00 (8.67) |" in readme_block(tmp_path) and "| fast, 2 seeds |" in readme_block(tmp_path)

@@ -189,12 +189,17 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
 
 
 def _range(curves: Iterable[Curve], baseline: str) -> tuple[float, float] | None:
-    """From the lowest point of all curves to the highest of those but the baseline's, up to S = 0.9, with a margin."""
-    shown = [(mean, c.row) for c in curves for s, mean in zip(c.saturations, c.means, strict=True) if s <= 0.9]
-    of_others = [mean for mean, row in shown if row != baseline]
+    """From the lowest point of all bands to the highest of those but the baseline's, up to S = 0.9, with a margin."""
+    bands = [
+        (mean - (std or 0.0), mean + (std or 0.0), curve.row)
+        for curve in curves
+        for s, mean, std in zip(curve.saturations, curve.means, curve.stds, strict=True)
+        if s <= 0.9
+    ]
+    of_others = [high for _, high, row in bands if row != baseline]
     if not of_others:
         return None
-    bottom, top = min(shown)[0], max(of_others)
+    bottom, top = min(low for low, _, _ in bands), max(of_others)
     margin = 0.08 * (top - bottom) or 0.5
     return bottom - margin, top + margin
 

@@ -93,8 +93,8 @@ def read_panel(path: Path) -> PredictionPanel:
 def figure3(panel: PredictionPanel) -> Figure:
     """Draw each image under each illuminant, and below it the top three classes of each network as bars.
 
-    A bar's length is the posterior, the frame's width being 1. Frames, and the bars of the true class, have the
-    network's colour; other bars are grey.
+    A bar's length is the posterior, 1 reaching to the column of numbers. Frames, and the bars of the true class, have
+    the network's colour; other bars are grey.
     """
     rows, columns, networks = len(panel.numbers), len(panel.saturations), len(panel.posteriors)
     figure = Figure(figsize=(2.0 * columns + 0.4, rows * (1.9 + 0.72 * networks) + 0.7))
@@ -129,6 +129,6 @@ def _draw_bars(axes: Axes, panel: PredictionPanel, posterior: NDArray[np.float32
     for place, index in enumerate(top):
         weight = "bold" if index == label else "normal"
         axes.text(0.02, place, panel.classes[index], va="center", fontsize=9.5, fontweight=weight)
-        axes.text(0.98, place, f"{posterior[index]:.2f}", va="center", ha="right", fontsize=9, color="0.25")
-    axes.set(xlim=(0, 1), ylim=(_TOP_CLASSES - 0.5, -0.5), xticks=[], yticks=[])
+        axes.text(1.22, place, f"{posterior[index]:.2f}", va="center", ha="right", fontsize=9, color="0.25")
+    axes.set(xlim=(0, 1.24), ylim=(_TOP_CLASSES - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set(color=colour, linewidth=0.9)

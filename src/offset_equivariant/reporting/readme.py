@@ -9,8 +9,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from offset_equivariant.reporting.ablations import FOLDER
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow
-from offset_equivariant.reporting.records import saturation_key
+from offset_equivariant.reporting.records import read_record, record_path, saturation_key
 from offset_equivariant.reporting.reproduction import verdict
 from offset_equivariant.reporting.tables import (
     footnotes,
@@ -26,6 +27,8 @@ ANSWER_BEGIN, ANSWER_END = "<!-- answer:begin -->", "<!-- answer:end -->"
 #: Names of Table 1's rows in a sentence.
 _ORIGINAL, _OURS, _EXACT = "original", "equivariant", "equivariant_relative"
 _BALANCED, _AUGMENTED = "preprocessing_grey_world", "augmentation_illuminants"
+#: Records of ablations that it tells of.
+_ROUNDED, _BRIGHTNESS = "table1_equivariant_relative_requantized", "ablation_grey_world_brightness_brief"
 
 
 def render_answer(results: Path, examined: Sequence[Table]) -> str:
@@ -44,7 +47,7 @@ def render_answer(results: Path, examined: Sequence[Table]) -> str:
         if {_BALANCED, _AUGMENTED} <= rows.keys():
             sentences.append(_alternatives(rows))
         if _EXACT in rows:
-            sentences.append(_guarantee(rows))
+            sentences.append(_guarantee(rows, results / FOLDER))
     if tables:
         verdicts = ", ".join(f"Table {table.description.number} {verdict(table)}" for table in examined)
         sentences.append(f"[What is reproduced of the paper](docs/REPRODUCTION.md): {verdicts}.")
@@ -94,7 +97,8 @@ def _price(table: Table, rows: dict[str, TableRow]) -> str:
         original, ours = costs.rows[_ORIGINAL], costs.rows[_OURS]
         text += (
             f"; its training step takes {ours.step_ms / original.step_ms:.1f} times as long, its inference "
-            f"{ours.inference_ms / original.inference_ms:.1f} times ({costs.device})"
+            f"{ours.inference_ms / original.inference_ms:.1f} times ({costs.device}; "
+            "[other settings and devices](docs/PERFORMANCE.md))"
         )
     return f"{text}."
 
@@ -104,21 +108,36 @@ def _alternatives(rows: dict[str, TableRow]) -> str:
     return (
         f"Balancing every image by grey-world, which learns nothing, gives {_value(balanced, 0.0)} and "
         f"{_value(balanced, 0.9)} %, {_signed(_cell(balanced, 0.0).second_paired)} and "
-        f"{_signed(_cell(balanced, 0.9).second_paired)} points beside the equivariant network; training under random "
-        f"illuminants gives {_value(augmented, 0.0)} and {_value(augmented, 0.9)} %."
+        f"{_signed(_cell(balanced, 0.9).second_paired)} points relative to the equivariant network; training under "
+        f"random illuminants gives {_value(augmented, 0.0)} and {_value(augmented, 0.9)} %, "
+        f"{_signed(_cell(augmented, 0.0).second_paired)} and {_signed(_cell(augmented, 0.9).second_paired)}."
     )
 
 
-def _guarantee(rows: dict[str, TableRow]) -> str:
-    exact = rows[_EXACT]
-    changes = [f"{rows[name].invariance:.2g}" for name in (_EXACT, _OURS)]
+def _guarantee(rows: dict[str, TableRow], ablations: Path) -> str:
+    change = {name: f"{rows[name].invariance:.2g}" for name in (_EXACT, _OURS)}
     text = (
-        "What equivariance adds is a bound for each single image: with relative clipping (ours, "
-        f"{_value(exact, 0.9)} %) no posterior changes by more than {changes[0]} up to S = 0.9, unless images are "
-        "rounded to 8 bits afterwards ([how much then](results/ablations/ablations.md)); with the paper's clipping by "
-        f"up to {changes[1]}"
+        "Invariance is exact but for clipping and rounding: with relative clipping (ours, "
+        f"{_value(rows[_EXACT], 0.9)} %) no posterior changes by more than {change[_EXACT]} up to S = 0.9; with the "
+        f"paper's clipping single ones change by up to {change[_OURS]}"
     )
-    return text + (f", with grey-world by up to {rows[_BALANCED].invariance:.2g}." if _BALANCED in rows else ".")
+    if (rounded := _largest_change(ablations, _ROUNDED)) is not None:
+        text += f", and once images are rounded to 8 bits under that light, as photos are, by up to {rounded:.2g}"
+    if _BALANCED in rows:
+        text += (
+            f". Grey-world leaves the brightness of the light, and changes of up to {rows[_BALANCED].invariance:.2g}"
+        )
+        if (fixed := _largest_change(ablations, _BRIGHTNESS)) is not None:
+            text += f"; where it fixes the brightness too, of no more than {fixed:.2g}"
+    return f"{text} ([short trainings](results/ablations/ablations.md))."
+
+
+def _largest_change(folder: Path, experiment: str) -> float | None:
+    """The largest change of a posterior up to S = 0.9 in a record of ``folder``, None if it is not there."""
+    path = record_path(folder, experiment, 0)
+    if not path.exists():
+        return None
+    return max(change for s, change in read_record(path).metrics["posterior_change"].items() if float(s) <= 0.9)
 
 
 def readme_block(results: Path) -> str:
@@ -149,10 +168,13 @@ def _times(table: Table) -> str:
     """How long one training of the table took, and one evaluation, from the fastest to the slowest."""
     records = [record for row in table.rows for record in row.records]
     trained = [record.train_seconds for record in records if record.total_steps and not record.flags]
-    texts = [f"one evaluation {_minutes([record.evaluate_seconds for record in records])}"]
+    evaluated = [record.evaluate_seconds for record in records]
+    texts = [
+        f"one evaluation {_minutes(evaluated)} minutes, all {len(evaluated)} together {_minutes([sum(evaluated)])}"
+    ]
     if trained:
         texts.insert(0, f"one training took {_minutes(trained)}")
-    return f"{' and '.join(texts)} minutes ([on what](docs/REPRODUCTION.md)).".replace("one", "One", 1)
+    return f"{' and '.join(texts)} ([on what](docs/REPRODUCTION.md)).".replace("one", "One", 1)
 
 
 def _minutes(seconds: Sequence[float]) -> str:

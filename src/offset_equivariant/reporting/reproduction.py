@@ -13,7 +13,7 @@ from pathlib import Path
 from offset_equivariant.reporting.claims import CLAIMS, Claim, Finding
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow, build_table
 from offset_equivariant.reporting.descriptions import TABLES
-from offset_equivariant.reporting.paper import TABLE_SATURATIONS
+from offset_equivariant.reporting.paper import TABLE_SATURATIONS, PaperValue, paper_value
 from offset_equivariant.reporting.records import Record, find_records, load_outcomes, saturation_key
 from offset_equivariant.reporting.tables import markdown_rows, replace_block
 from offset_equivariant.storage import replace_file
@@ -92,6 +92,8 @@ def paper_inside(cell: Cell) -> bool | None:
     return cell.interval[0] - half_a_digit <= cell.paper.value <= cell.interval[1] + half_a_digit
 
 
+#: What the first records do not say.
+_NOT_RECORDED = "not recorded"
 #: Whether a claim holds, for readers.
 _SAID = {True: "yes", False: "**no**", None: "undecided"}
 
@@ -106,6 +108,7 @@ def _section(table: Table) -> str:
             numbers += [_number(title, cell, description.decimals) for cell in row.cells if cell.paper is not None]
     if len(numbers) > 1:
         blocks.append(markdown_rows(numbers))
+    blocks += _on_other_data(table)
     for (dataset, preset), rows in _by_preset(table.rows).items():
         findings = _findings(table, rows)
         if findings:
@@ -119,6 +122,25 @@ def _section(table: Table) -> str:
     known = [column for column in runs[0] if any(run[column] != "–" for run in runs)]
     blocks += ["What was run:", markdown_rows([known, *([run[column] for column in known] for run in runs)])]
     return "\n\n".join(blocks)
+
+
+def _on_other_data(table: Table) -> list[str]:
+    """The paper's numbers beside those measured on other data, where they are all there is; nothing is concluded."""
+    description = table.description
+    own = {row.description.name for row in table.rows if row.records and row.records[0].dataset == description.dataset}
+    lines = [["Strategy", "S", f"Paper, on {description.dataset}", "Ours, 95 % interval", "On", "Paper's inside"]]
+    for row in table.rows:
+        papers = row.description.paper_row
+        if not row.records or papers is None or row.description.name in own or row.records[0].distorted_otherwise:
+            continue
+        for cell in row.cells:
+            paper = paper_value(description.number, papers, description.metric, cell.saturation)
+            if paper is not None and cell.ours is not None:
+                ours = _with_interval(cell, description.decimals)
+                printed = _as_printed(paper, cell.saturation)
+                title, dataset = _strategy(table, row), row.records[0].dataset
+                lines.append([title, saturation_key(cell.saturation), printed, ours, dataset, "other data"])
+    return [markdown_rows(lines)] if len(lines) > 1 else []
 
 
 def _by_preset(rows: Sequence[TableRow]) -> dict[tuple[str, str], list[TableRow]]:
@@ -158,15 +180,22 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
 def _number(title: str, cell: Cell, decimals: int) -> list[str]:
     assert cell.paper is not None
     inside = paper_inside(cell)
+    difference = "–" if cell.difference is None else f"{cell.difference:+.{cell.paper.decimals}f}"
+    said = "–" if inside is None else "yes" if inside else "no"
+    printed = _as_printed(cell.paper, cell.saturation)
+    return [title, saturation_key(cell.saturation), printed, _with_interval(cell, decimals), difference, said]
+
+
+def _with_interval(cell: Cell, decimals: int) -> str:
     ours = "–" if cell.ours is None else f"{cell.ours:.{decimals}f}"
     if cell.interval is not None:
         ours += " [{:.{d}f}, {:.{d}f}]".format(*cell.interval, d=decimals)
-    difference = "–" if cell.difference is None else f"{cell.difference:+.{cell.paper.decimals}f}"
-    said = "–" if inside is None else "yes" if inside else "no"
-    printed = cell.paper.printed
-    if cell.saturation not in TABLE_SATURATIONS:
-        printed += f" ({cell.paper.source})"
-    return [title, saturation_key(cell.saturation), printed, ours, difference, said]
+    return ours
+
+
+def _as_printed(paper: PaperValue, saturation: float) -> str:
+    """The paper's value, with its place where that is not the table."""
+    return paper.printed if saturation in TABLE_SATURATIONS else f"{paper.printed} ({paper.source})"
 
 
 def _run(title: str, metric: str, records: Sequence[Record]) -> dict[str, str]:
@@ -174,8 +203,8 @@ def _run(title: str, metric: str, records: Sequence[Record]) -> dict[str, str]:
     first = records[0]
     hours = sum(record.train_seconds for record in records) / 3600
     fitted = [f"{r.training_means[metric]:.1f}" if metric in r.training_means else "–" for r in records]
-    trained_on = dict.fromkeys(device for record in records for device in record.training_devices)
-    evaluated_on = dict.fromkeys(str(record.environment.get("device_name", "–")) for record in records)
+    trained_on = dict.fromkeys(device for r in records for device in (r.training_devices or [_NOT_RECORDED]))
+    evaluated_on = dict.fromkeys(_evaluated_on(record) for record in records)
     commits = dict.fromkeys(commit[:8] for record in records for commit in record.training_commits)
     learned = first.total_steps > 0
     return {
@@ -186,7 +215,18 @@ def _run(title: str, metric: str, records: Sequence[Record]) -> dict[str, str]:
         "Seeds": " ".join(str(record.seed) for record in records),
         "Error in training, at its end (%)": "–" if set(fitted) == {"–"} else " ".join(fitted),
         "Training, hours in all": f"{hours:.1f}" if learned else "–",
-        "Trained on": ", ".join(trained_on) or "–",
+        "Trained on": "; ".join(trained_on) if learned else "–",
         "Trained at": " ".join(commits) or "–",
-        "Evaluated on": ", ".join(evaluated_on),
+        "Evaluated on": "; ".join(evaluated_on),
     }
+
+
+def _evaluated_on(record: Record) -> str:
+    """The device and its threads, as trainings name theirs."""
+    device, threads = record.environment.get("device_name"), record.environment.get("threads")
+    if device is None:
+        return _NOT_RECORDED
+    if record.environment.get("device") != "cpu":
+        return str(device)
+    named = "a CPU" if device == "cpu" else device  # the first records do not say which
+    return f"{named}, {threads} thread{'' if threads == 1 else 's'}"
