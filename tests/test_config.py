@@ -129,7 +129,10 @@ def test_label_of_the_evaluated_images(settings, held_out):
 
 WRONG = [
     ("mode", "trian", r"mode = 'trian' must be one of train, evaluate, both"),
+    *(("name", name, "name = .* must be able to name a folder") for name in ("a/b", "../../b", "", "..", "a b", "a\n")),
+    ("train.preset", "../b", "train.preset = '../b' must be able to name a folder"),
     ("seed", -1, "seed = -1 must not be negative"),
+    ("seed", 2**63, r"seed = 9223372036854775808 must be below 2\*\*63"),
     ("seed", "0", "seed = '0' must be a whole number"),
     ("seed", 1.5, "seed = 1.5 must be a whole number"),
     ("seed", True, "seed = True must be a whole number"),
@@ -187,6 +190,35 @@ WRONG = [
 def test_wrong_values_are_named_with_the_valid_ones(settings, path, value, message):
     with pytest.raises(ConfigError, match=message):
         experiment_config(changed(settings, path, value))
+
+
+def test_names_with_numbers_and_the_largest_seed_are_valid(settings):
+    for path, value in (("name", "hue0.5_lr1e-05_x=1,+2"), ("seed", 2**63 - 1)):
+        assert getattr(experiment_config(changed(settings, path, value)), path) == value
+
+
+UNUSED_STRATEGIES = {
+    "balancing": "grey_world",
+    "weights": "x.safetensors",
+    "brightness": 0.2,
+    "jitter": {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.1},
+    "illuminant_saturation": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", UNUSED_STRATEGIES)
+@pytest.mark.parametrize(
+    ("experiment", "task"),
+    [
+        ("table3_original", "illuminant_estimation"),
+        ("table4_original", "inpainting"),
+        ("quasi_unsupervised", "colour_constancy"),
+    ],
+)
+def test_colour_strategies_are_for_recognition_alone(make_settings, experiment, task, name):
+    given = changed(make_settings(f"experiment={experiment}"), f"strategy.{name}", UNUSED_STRATEGIES[name])
+    with pytest.raises(ConfigError, match=rf"strategy\.{name} = .* is not for {task}; give null"):
+        experiment_config(given)
 
 
 def test_unknown_and_missing_settings(settings):

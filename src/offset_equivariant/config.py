@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -378,6 +379,7 @@ def experiment_config(settings: Mapping[str, Any]) -> ExperimentConfig:
 
 def _check(config: ExperimentConfig) -> None:
     config.distortion.values()
+    _check_names(config)
     _check_task(config)
     train, dataset, strategy = config.train, config.dataset, config.strategy
     if (train.epochs is None) == (train.steps is None):
@@ -420,10 +422,22 @@ def _check(config: ExperimentConfig) -> None:
     for name, value in not_negative.items():
         if value < 0:
             raise ConfigError(f"{name} = {value} must not be negative")
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed = {config.seed} must be below 2**63, what torch's generators can be seeded with")
     if train.smallest_crop is not None and not 0 < train.smallest_crop <= 1:
         raise ConfigError(f"train.smallest_crop = {train.smallest_crop} must lie in (0, 1]")
     if not 0 <= train.label_smoothing < 1:
         raise ConfigError(f"train.label_smoothing = {train.label_smoothing} must lie in [0, 1)")
+
+
+def _check_names(config: ExperimentConfig) -> None:
+    """An experiment's name and preset name the folders of its runs and records."""
+    for setting, name in {"name": config.name, "train.preset": config.train.preset}.items():
+        if name in (".", "..") or not re.fullmatch(r"[\w.+=,-]+", name):
+            raise ConfigError(
+                f"{setting} = {name!r} must be able to name a folder: letters, digits, and any of . + = , - _, "
+                "but neither . nor .. alone"
+            )
 
 
 def _check_task(config: ExperimentConfig) -> None:
@@ -456,6 +470,9 @@ def _check_task(config: ExperimentConfig) -> None:
         raise ConfigError("dataset photo_folder has no test images: give dataset.validation_images, or mode=train")
     if task != "recognition" and config.strategy.name != "none":
         raise ConfigError(f"strategy = {config.strategy.name} is not for {task}; give strategy=none")
+    for name, value in vars(config.strategy).items():
+        if task != "recognition" and name != "name" and value is not None:
+            raise ConfigError(f"strategy.{name} = {value} is not for {task}; give null")
     if task != "recognition" and config.distortion.requantize:
         raise ConfigError(f"distortion.requantize = True is not for {task}; give false")
     if task == "inpainting":
