@@ -58,6 +58,10 @@ def test_wrong_words_are_an_error_before_any_work(case, command_line, tmp_path):
         (("train.batch_size=8,-1",), "train.batch_size=-1): train.batch_size = -1 must be positive"),
         (("strategy=none,jitter",), "Could not find 'strategy/jitter'"),
         (("experiment=table1_original,table1_orignal",), "table1_equivariant_relative"),
+        (
+            ("experiment=glob(table1_equivariant*)", "train.momentum=-1"),
+            "job 0 (experiment=table1_equivariant): train.momentum = -1.0 must not be negative",
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )

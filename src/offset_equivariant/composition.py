@@ -137,7 +137,11 @@ class CheckEveryJob(Callback):
         _require_launcher(config.hydra.launcher["_target_"])
         if not config.hydra.sweeper["_target_"].endswith(BasicSweeper.__name__):
             return
-        jobs = _words_of_jobs(config)
+        try:
+            jobs = _words_of_jobs(config)
+        except HydraException as error:
+            log.error("%s", error)
+            sys.exit(2)
         for number, words in enumerate(jobs):
             try:
                 checked_run(compose(config.hydra.job.config_name, words))
@@ -158,6 +162,7 @@ def _require_launcher(target: str) -> None:
 def _words_of_jobs(config: DictConfig) -> list[list[str]]:
     """Return the command line of each job, as Hydra's own sweeper will make them."""
     given = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
-    words = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # for glob(...)
+    words = parser.parse_overrides([*given, *config.hydra.overrides.task])
     (jobs,) = BasicSweeper.split_arguments(words, max_batch_size=None)
     return jobs
