@@ -68,6 +68,10 @@ WRONG = {
         ("experiment=table1_original", "train.batch_size=60000"),
         ["train.batch_size = 60000", "do not fit the 50000 training images of cifar10"],
     ),
+    "batch of unequal parts": (
+        ("experiment=table1_original", "train.batch_size=128", "train.accumulate=3"),
+        ["train.batch_size = 128 must be divisible by train.accumulate = 3"],
+    ),
     "no images left to train on": (
         ("experiment=table1_original", "dataset.validation_images=49999"),
         ["dataset.validation_images = 49999 do not fit the 50000 training images of cifar10"],

@@ -207,6 +207,7 @@ def test_validation_photos_are_middles_of_training_photos(settings):
         (["strategy=preprocessing_grey_world"], "strategy = preprocessing_grey_world is not for inpainting"),
         (["distortion.requantize=true"], "distortion.requantize = True is not for inpainting"),
         (["train.epochs=null", "train.steps=0"], "train.steps must be 0 for image_statistics, classical_inpainting"),
+        (["train.batch_size=1"], "train.batch_size = 1 must be at least 2: context_encoder normalises a single pixel"),
         (["model.options.width=0"], "model: width = 0 must be positive"),
         (["+model.options.depth=3"], "unknown setting model.options.depth; valid ones are width, widths, bottleneck"),
         (["model.options.initial_gain=0"], "model: initial_gain = 0 must be positive"),

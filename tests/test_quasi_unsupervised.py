@@ -1,6 +1,7 @@
 """Quasi-unsupervised colour constancy from configuration to record, and as a strategy of image recognition."""
 
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -123,6 +124,7 @@ def test_any_folder_of_photos_can_be_learned_from(photos, command_line, tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["train.batch_size=1"], "batch_size = 1 must be at least 2: quasi_unsupervised normalises a single pixel"),
         (["model.options.levels=1"], "model: levels = 1 must be at least 2"),
         (["model.options.image_size=64"], "image_size = 64, but the images of synthetic have 32 pixels a side"),
         (["+model.options.depth=1"], "unknown setting model.options.depth; valid ones are levels, width, image_size"),
@@ -135,6 +137,13 @@ def test_any_folder_of_photos_can_be_learned_from(photos, command_line, tmp_path
 def test_wrong_settings_are_an_error(settings, words, message):
     with pytest.raises(ConfigError, match=message):
         building.check_components(experiment_config(settings(*words)))
+
+
+def test_a_single_image_a_batch_does_where_no_single_pixel_is_normalised(settings):
+    config = experiment_config(settings("train.batch_size=1", "model.options.levels=4"))
+    building.check_components(config)
+    plan = building.plan_training(config, building.build_network(config), building.load_split(config, "train"))
+    assert math.isfinite(plan.task.training_step(0, 1.0)["loss"])
 
 
 @pytest.mark.parametrize(("method", "estimator"), [("max_rgb", max_rgb), ("grey_edge", grey_edge)])

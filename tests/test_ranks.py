@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import distributed, nn
 
 from offset_equivariant import __main__ as command_line
-from offset_equivariant.building import recognition
+from offset_equivariant.building import check_components, recognition
 from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import load_outcomes, read_record
@@ -356,6 +356,10 @@ def test_ranks_accumulate_what_one_accumulates(tiny_words, tiny_settings, tmp_pa
         torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
 
 
-def test_batches_that_ranks_cannot_share_are_refused(tiny_settings):
-    with pytest.raises(ConfigError, match=r"train\.batch_size = 16 must be divisible by train\.accumulate = 3 times"):
-        run_experiment(Run(tiny_settings("train.accumulate=3")), NullTracker())
+def test_batches_that_ranks_cannot_share_are_refused_before_any_work(tiny_settings, monkeypatch):
+    config = experiment_config(tiny_settings("train.accumulate=2"))
+    check_components(config)
+    monkeypatch.setattr(recognition, "ranks", lambda: 3)
+    message = r"train\.batch_size = 16 must be divisible by train\.accumulate = 2 times the number of ranks, 3"
+    with pytest.raises(ConfigError, match=message):
+        check_components(config)

@@ -137,6 +137,19 @@ def configured_setting(config: ExperimentConfig, device: torch.device) -> Settin
     return Setting(True if chosen is None else chosen, bool(config.runtime.compile))
 
 
+def require_several_images(config: ExperimentConfig) -> None:
+    """Check the batch size of a network with batch normalisation of a single pixel, which needs another's beside it.
+
+    Raises:
+        ConfigError: if it is 1.
+    """
+    if config.train.batch_size < 2:
+        raise ConfigError(
+            f"train.batch_size = {config.train.batch_size} must be at least 2: {config.model.architecture} normalises "
+            "a single pixel of each image over the batch"
+        )
+
+
 def split_off_validation(config: ExperimentConfig, images: Any, split: str) -> Any:
     """Return what of the training images is evaluated on (``evaluation``), or is left to train on (``train``).
 

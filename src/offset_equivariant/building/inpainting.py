@@ -18,6 +18,7 @@ from offset_equivariant.building.common import (
     build_schedule,
     configured_setting,
     representation_of,
+    require_several_images,
     split_off_validation,
 )
 from offset_equivariant.color.representation import decode_srgb
@@ -78,6 +79,7 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
         build: Callable[[], object] = lambda: classical_filler(**options)  # noqa: E731
     else:
         check_arguments(ContextEncoder.__init__, options, "model.options", ("self", "family"))
+        require_several_images(config)
         build = lambda: (_build_one(config), Discriminator(_width(config)))  # noqa: E731
     loader = _FOLDERS.get(config.dataset.name, drawn_facades)
     check_arguments(loader, config.dataset.options, "dataset.options", _NO_OPTIONS)

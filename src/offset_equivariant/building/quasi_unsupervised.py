@@ -14,6 +14,7 @@ from offset_equivariant.building.common import (
     build_optimizer,
     build_schedule,
     configured_setting,
+    require_several_images,
     split_off_validation,
 )
 from offset_equivariant.config import ConfigError, ExperimentConfig, check_arguments
@@ -53,13 +54,16 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
 def _check_model(config: ExperimentConfig) -> None:
     if config.model.family != "conventional" or config.model.family_options:
         raise ConfigError("model.family must be conventional, without options: there is no equivariant version")
-    expected = build_network(config).image_size
+    network = build_network(config)
+    expected = network.image_size
     size = config.dataset.options.get("size", 256) if config.dataset.name == "photo_folder" else _SMALL
     if size != expected:
         raise ConfigError(
             f"model.options.image_size = {expected}, but the images of {config.dataset.name} have {size} pixels a "
             "side; give the same"
         )
+    if network.image_size == network.reduction:
+        require_several_images(config)
 
 
 def plan_training(

@@ -88,7 +88,18 @@ def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:
         "strategy": lambda: build_augmentation(config),
         "dataset": lambda: check_dataset(config),
         "train.random_resized_crop": lambda: check_crops(config),
+        "train.accumulate": lambda: _require_equal_parts(config),
     }
+
+
+def _require_equal_parts(config: ExperimentConfig) -> None:
+    """Check that the ranks there are, each in its parts, can share a batch equally."""
+    size, parts = config.train.batch_size, config.train.accumulate or 1
+    if size % (ranks() * parts):
+        raise ConfigError(
+            f"train.batch_size = {size} must be divisible by train.accumulate = {parts} times the number of ranks, "
+            f"{ranks()}"
+        )
 
 
 #: Decided by other settings, or by the architecture's name.
@@ -109,12 +120,7 @@ def build_augmentation(config: ExperimentConfig) -> Augmentation:
 def plan_training(config: ExperimentConfig, network: nn.Module, images: LabelledImages | ImageFiles) -> PlannedTraining:
     """Build the training of a network, which is on the device, on images that are there too, or on disk."""
     recipe = config.train
-    parts = recipe.accumulate or 1
-    if recipe.batch_size % (ranks() * parts):
-        raise ConfigError(
-            f"train.batch_size = {recipe.batch_size} must be divisible by train.accumulate = {parts} times the number "
-            f"of ranks, {ranks()}"
-        )
+    _require_equal_parts(config)
     device = _device_of(network)
     setting, pipeline, augmentation = (
         runtime_setting(config, device),
@@ -137,7 +143,7 @@ def plan_training(config: ExperimentConfig, network: nn.Module, images: Labelled
         autocast=None if recipe.autocast is None else getattr(torch, recipe.autocast),
         channels_last=setting.channels_last,
         forward=CompiledOrEager(network) if compiled else averaging_gradients(network),
-        accumulate=parts,
+        accumulate=recipe.accumulate or 1,
     )
     total_steps = recipe.total_steps(task.steps_per_epoch)
     return PlannedTraining(task, total_steps, build_schedule(config, total_steps))
