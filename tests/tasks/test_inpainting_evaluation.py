@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from offset_equivariant.nn import OffsetEquivariant
 from offset_equivariant.tasks.inpainting import HoleFilling, centre_of, visible_pixels
 from offset_equivariant.tasks.inpainting_evaluation import (
     CHANGE,
+    LARGEST_PSNR_DB,
     InpaintingEvaluation,
     classical_filler,
     network_filler,
@@ -122,7 +124,20 @@ def test_similarity_of_a_perfect_fill_is_one(photos):
     evaluation = InpaintingEvaluation(lambda images: centre_of(images) + 1e-6, photos)
     outcomes = evaluation.measure(evaluation.open_batch(torch.arange(4)), torch.ones(4, 3, dtype=torch.float64))
     torch.testing.assert_close(outcomes["ssim"], torch.ones(4), rtol=0, atol=1e-4)
-    assert bool((outcomes["psnr_linear_db"] > 100).all())
+    assert outcomes["psnr_linear_db"].tolist() == [LARGEST_PSNR_DB] * 4  # 120 dB, cut
+
+
+@pytest.mark.parametrize("method", ["mean_colour", "telea"])
+def test_a_black_photo_loses_no_evaluation(photos, method):
+    black = photos.images.clone()
+    black[1] = 0
+    found = sweep(InpaintingEvaluation(classical_filler(method), replace(photos, images=black)), (0.0, 0.5, 1.0))
+    usual = sweep(InpaintingEvaluation(classical_filler(method), photos), (0.0, 0.5, 1.0))
+    for saturation in (0.0, 0.5, 1.0):
+        expected = usual.outcomes["psnr_db"][saturation].copy()
+        expected[1] = LARGEST_PSNR_DB
+        assert found.outcomes["psnr_db"][saturation] == pytest.approx(expected, rel=1e-6)
+    assert all(math.isfinite(value) for by_saturation in found.metrics.values() for value in by_saturation.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -33,6 +33,9 @@ _OPENCV_RADIUS = 3.0
 #: Root mean square difference between a fill and the fill without illuminant, recoloured, in 8-bit levels of sRGB. Zero
 #: for an equivariant method.
 CHANGE = "fill_change_levels"
+#: Of a root mean square difference of 0.0026 levels of 255; what is closer counts as much. A fill that is right to all
+#: digits, as a black photo's can be, has no finite ratio.
+LARGEST_PSNR_DB = 100.0
 #: Smallest component of an illuminant that is divided by: what it has extinguished cannot be brought back.
 _SMALLEST_LIGHT = 1e-6
 
@@ -88,8 +91,8 @@ class InpaintingEvaluation:
 
     Outcomes of each image, of the 64 x 64 centre, on values in 0 to 1 that are not rounded:
 
-    - ``psnr_db``: peak signal-to-noise ratio in sRGB (Table 4), and ``psnr_linear_db`` in linear RGB. Both rise with
-      the saturation for every method, since the images become darker.
+    - ``psnr_db``: peak signal-to-noise ratio in sRGB (Table 4), at most ``LARGEST_PSNR_DB``, and ``psnr_linear_db`` in
+      linear RGB. Both rise with the saturation for every method, since the images become darker.
     - ``psnr_undone_db``: in sRGB, the fill divided by the known illuminant against the centre without illuminant. It
       does not depend on the illuminant if the method is equivariant.
     - ``ssim``: structural similarity in sRGB.
@@ -138,10 +141,13 @@ class InpaintingEvaluation:
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each image, in dB; both ``(N, C, H, W)``, with a peak of 1."""
+    """Return the peak signal-to-noise ratio of each image, in dB, at most ``LARGEST_PSNR_DB``.
+
+    Both are ``(N, C, H, W)``, with a peak of 1.
+    """
     values = peak_signal_noise_ratio(images, truth, data_range=1.0, reduction="none", dim=(1, 2, 3))
     assert isinstance(values, Tensor)
-    return values
+    return values.clamp(max=LARGEST_PSNR_DB)
 
 
 def _ssim(images: Tensor, truth: Tensor) -> Tensor:
