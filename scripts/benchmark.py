@@ -149,7 +149,7 @@ def measure_training(
 def measure_profile(best: dict[str, Setting], device: torch.device) -> dict[str, dict[str, float]]:
     """Say where the time of a training step goes, without a compiler, whose kernels have no telling names."""
     return {
-        n: operator_times(steps_of(n, Size(), Setting(best[n].channels_last, False), device))
+        n: operator_times(steps_of(n, Size(), Setting(best[n].channels_last, False), device), device)
         for n in ("original", "equivariant")
     }
 

@@ -88,8 +88,14 @@ def test_memory_is_that_of_the_step_alone():
     assert 0 < small < large < 400
 
 
-def test_operators_times_add_up_to_the_run():
+def test_memory_of_another_device_than_asked_for_is_not_measured():
+    assert training_memory("original", Size(batch=8, side=32), EAGER, torch.device("mps")) is None
+
+
+def test_operators_times_add_up_to_the_run(monkeypatch):
     a = torch.randn(600, 600)
-    found = operator_times(lambda: a @ a, rounds=3, shown=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)  # and not chosen
+        found = operator_times(lambda: a @ a, CPU, rounds=3, shown=2)
     assert next(iter(found)) == "aten::mm" and len(found) == 3 and found["others"] >= 0
     assert found["aten::mm"] > sum(found.values()) / 2

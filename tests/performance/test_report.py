@@ -51,3 +51,11 @@ def test_rates_beside_the_authors_code(found):
 def test_uncommitted_changes_are_said(found):
     assert "uncommitted" in render_benchmark(found | {"dirty": True})
     assert "uncommitted" not in render_benchmark(found)
+
+
+def test_memory_that_was_not_measured_is_left_out(found):
+    training = {network: row | {"peak_memory_mb": None} for network, row in found["training"].items()}
+    text = render_benchmark(found | {"training": training})
+    assert "emory of a step" in render_benchmark(found) and "emory of a step" not in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| original |"))
+    assert row.split("|")[4].strip() == "–" and "nan" not in text and "None" not in text

@@ -85,11 +85,13 @@ def training_floor(network: str, size: Size, limits: Mapping[str, float], device
     }
 
 
-def training_memory(network: str, size: Size, setting: Setting, device: torch.device) -> float:
+def training_memory(network: str, size: Size, setting: Setting, device: torch.device) -> float | None:
     """Peak memory of a training step beyond what was there before the network, in MB.
 
-    On a CPU, the resident memory of a process of its own.
+    On a CPU, the resident memory of a process of its own; None on MPS, which does not keep its peak.
     """
+    if device.type == "mps":
+        return None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -125,10 +127,15 @@ def _two_steps(network: str, size: Size, setting: Setting, device: torch.device)
         task.training_step(step, 1.0)
 
 
-def operator_times(run: Callable[[], object], rounds: int = 5, shown: int = 12) -> dict[str, float]:
-    """Return by operator, the costliest first, the ms of one call that it spends in itself; the rest as ``others``."""
+def operator_times(
+    run: Callable[[], object], device: torch.device, rounds: int = 5, shown: int = 12
+) -> dict[str, float]:
+    """Return by operator, the costliest first, the ms of one call that it spends in itself; the rest as ``others``.
+
+    With CUDA that is the time of its kernels, elsewhere the CPU's.
+    """
     run()
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:
         for _ in range(rounds):
