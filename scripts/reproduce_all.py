@@ -2,9 +2,11 @@
 
     python scripts/reproduce_all.py [--run missing]
 
-Trains and evaluates nothing unless asked: with --run missing, all that is missing and whose data are there. Tables are
-rendered from the records in results/; of those that were made in runs/results or runs/reproduction and are missing
-there, it says how they are brought there, which --run missing does.
+Trains and evaluates nothing unless asked: with --run missing, all that is missing and whose data are there; what has
+none is listed, and is no failure. Data are looked for in OEN_DATA_DIR, else in data/ of the current directory.
+
+Tables are rendered from the records in results/; of those that were made in runs/results or runs/reproduction and are
+missing there, it says how they are brought there, which --run missing does.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
 from offset_equivariant.composition import composed_words
+from offset_equivariant.data import DataNotFoundError
 from offset_equivariant.inventory import MissingRecord, missing_records
 from offset_equivariant.reporting.descriptions import TABLES
 from offset_equivariant.reporting.records import find_records
@@ -28,7 +31,7 @@ from offset_equivariant.training.stopping import TrainingInterruptedError
 
 
 def main(words: list[str] | None = None, root: Path | None = None, settings: Sequence[str] = ()) -> int:
-    """Run the command line for the repository at ``root``; 0 if all that was asked for could be done."""
+    """Run the command line for the repository at ``root``; 0 if all that was asked for and has data could be done."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", choices=["missing"], help="train and evaluate what is missing first")
@@ -40,9 +43,10 @@ def main(words: list[str] | None = None, root: Path | None = None, settings: Seq
     logging.info("looking for what is missing")
     missing = missing_records(results, settings, elsewhere)
     failures: list[str] = []
+    without_data: list[str] = []
     if arguments.run is not None:
         try:
-            failures = run_all(missing, arguments.logger)
+            failures, without_data = run_all(missing, arguments.logger, root / "runs")
         except TrainingInterruptedError as interruption:
             print(interruption, file=sys.stderr)
             return interruption.exit_status
@@ -51,22 +55,30 @@ def main(words: list[str] | None = None, root: Path | None = None, settings: Seq
     track(results, arguments.logger, root / "runs" / "reproduction")
     print("\n".join(f"wrote {path}" for path in paths))
     print(listing(missing))
+    if without_data:
+        print("\n".join(["Not made, since their data are not here:", *without_data]))
     print("\n".join(failures), file=sys.stderr)
     return 1 if failures else 0
 
 
-def run_all(missing: Sequence[MissingRecord], logger: str) -> list[str]:
-    """Make the records that are missing, and return why some could not be made."""
-    failures = []
+def run_all(missing: Sequence[MissingRecord], logger: str, runs: Path) -> tuple[list[str], list[str]]:
+    """Make the records that are missing, with trainings below ``runs``.
+
+    Returns:
+        why some could not be made; and of which the data are not here, with where they are to be had.
+    """
+    failures, without_data = [], []
     for record in missing:
         if record.made is not None:
             record.adopt()
             continue
         try:
-            run_configuration(composed_words([*record.words, f"logger={logger}"]))
+            run_configuration(composed_words([f"paths.runs='{runs}'", *record.job, f"logger={logger}"]))
+        except DataNotFoundError as error:
+            without_data.append(f"  {record.name}, seed {record.seed}: {error}")
         except EXPLAINED_ERRORS as error:
             failures.append(f"{record.name}, seed {record.seed}: {error}")
-    return failures
+    return failures, without_data
 
 
 def track(results: Path, logger: str, directory: Path) -> None:

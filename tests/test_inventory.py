@@ -53,9 +53,10 @@ def test_missing_records_come_with_the_commands_that_make_them(tmp_path, monkeyp
         ("table3_grey_world", 0, False),  # learns nothing: one seed, no weights
     ]
     assert missing[0].command == (
-        f"python -m offset_equivariant experiment=table1_original seed=0 paths.results={tmp_path} mode=evaluate "
+        f"python -m offset_equivariant experiment=table1_original seed=0 mode=evaluate paths.results={tmp_path} "
         "weights=results/checkpoints/table1_original-seed0.safetensors"
     )
+    assert missing[0].job[-1] == f"weights='{RESULTS}/checkpoints/table1_original-seed0.safetensors'"
     assert "weights=" not in missing[2].command
     path = record_path(tmp_path, "table1_original", 0)
     write_record(read_record(record_path(RESULTS, "table1_original", 0)), path)
@@ -104,7 +105,8 @@ def test_what_is_rounded_is_evaluated_again(tmp_path, monkeypatch):
         *("table1_original_requantized", "table1_equivariant_requantized", "table1_equivariant_relative_requantized")
     }
     for record in rounded:
-        assert "distortion.requantize=true" in record.words and f"paths.results={tmp_path}/ablations" in record.words
+        assert "distortion.requantize=true" in record.words
+        assert record.paths["paths.results"] == tmp_path / "ablations"
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ def test_what_was_made_elsewhere_is_found_and_copied_when_asked_for(load_script,
     reproduce_all = load_script("reproduce_all")
     assert reproduce_all.main(["--logger", "none"], root) == 0
     assert f"Made here, to be copied:\n  {missing.command}\n" in capsys.readouterr().out and not folder.exists()
-    assert reproduce_all.run_all([missing], "none") == []
+    assert reproduce_all.run_all([missing], "none", root / "runs") == ([], [])
     assert {path.name for path in folder.iterdir()} == {"seed0.json", "seed0.npz"}
     assert read_record(record_path(wanted, "table1_equivariant", 0)).seed == 0
     assert missing_records(wanted, (), [elsewhere]) == []
@@ -176,8 +178,29 @@ def test_what_is_missing_is_made_when_asked_for(load_script, root, tiny_words, c
     monkeypatch.setattr(inventory, "experiments_of", lambda prefix: ["table1_original"] if prefix == "table1" else [])
     # What uncommitted code measures would go on missing.
     monkeypatch.setattr(runs, "code_version", lambda: ("0" * 40, False))
-    words = [*tiny_words, f"paths.runs={root}/runs", "distortion.saturations=[0.0,0.5,0.9]"]
+    words = [*tiny_words, "distortion.saturations=[0.0,0.5,0.9]"]
+    elsewhere = root / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     assert load_script("reproduce_all").main(["--run", "missing", "--logger", "none"], root, words) == 0
     assert "nothing is missing" in capsys.readouterr().out
     names = {record.experiment for record in find_records(root / "results")}
     assert len(names) == 3 and {"table1_original", "table3_grey_world"} < names
+    assert (root / "runs" / "table1_original_smoke" / "seed=0" / "record.json").exists()
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.usefixtures("few")
+def test_what_has_no_data_is_no_failure(load_script, root, capsys, monkeypatch):
+    monkeypatch.setattr(inventory, "experiments_of", lambda prefix: ["table3_max_rgb"] if prefix == "table3" else [])
+    monkeypatch.setenv("OEN_DATA_DIR", str(root / "nothing"))
+    reproduce_all = load_script("reproduce_all")
+    monkeypatch.setattr(reproduce_all, "render_all", lambda root: [])
+    assert reproduce_all.main(["--run", "missing", "--logger", "none"], root) == 0
+    said = capsys.readouterr()
+    assert "missing are 1 records" in said.out and not said.err.strip()
+    assert "Not made, since their data are not here:\n  table3_max_rgb, seed 0: " in said.out
+    words = ["+model.options.nope=1"]
+    assert reproduce_all.main(["--run", "missing", "--logger", "none"], root, words) == 1
+    said = capsys.readouterr()
+    assert "seed 0: unknown setting model.options.nope" in said.err and "Not made" not in said.out

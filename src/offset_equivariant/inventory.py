@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ class MissingRecord:
     Attributes:
         name: of its experiment, with what is special about it.
         seed: of its experiment.
-        words: the command line of the entry point that makes it.
+        words: the command line of the entry point that makes it, but for its paths.
         trains: whether that trains a network, or evaluates one that is there.
         why: what is wrong with the one that is there; empty without one.
         made: a good one that lies in another folder of results, without its suffix; None where there is none.
         wanted: where it belongs, without its suffix.
+        paths: settings of the command line that are paths, absolute.
     """
 
     name: str
@@ -53,6 +54,12 @@ class MissingRecord:
     why: str = ""
     made: Path | None = None
     wanted: Path = Path()
+    paths: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def job(self) -> list[str]:
+        """The words that make it, whatever the current directory."""
+        return [*self.words, *(f"{name}='{path}'" for name, path in self.paths.items())]
 
     @property
     def command(self) -> str:
@@ -60,7 +67,8 @@ class MissingRecord:
         if self.made is not None:
             folder = _relative(self.wanted.parent)
             return f"mkdir -p {folder} && cp {_relative(self.made)}.* {folder}/"
-        return " ".join(["python -m offset_equivariant", *self.words])
+        paths = [f"{name}={_relative(path)}" for name, path in self.paths.items()]
+        return " ".join(["python -m offset_equivariant", *self.words, *paths])
 
     def adopt(self) -> None:
         """Copy what was ``made`` elsewhere to where it is ``wanted``."""
@@ -119,10 +127,7 @@ def missing_records(results: Path, settings: Sequence[str] = (), elsewhere: Sequ
         for name in dict.fromkeys(name for ablation in ABLATIONS for name in ablation.variants.values())
         if name.endswith(_REQUANTIZED)
     ]
-    found = [
-        _missing([*words, f"paths.results={_relative(folder)}", *settings], folder, elsewhere)
-        for words, folder in wanted
-    ]
+    found = [_missing([*words, *settings], folder.absolute(), elsewhere) for words, folder in wanted]
     return [missing for missing in found if missing is not None]
 
 
@@ -136,8 +141,10 @@ def _missing(words: list[str], folder: Path, elsewhere: Sequence[Path]) -> Missi
     if repeated or (path.exists() and not why):
         return None
     weights = released_weights_path(provenance.repository_root() / "results", config.experiment, config.seed)
+    paths = {"paths.results": folder}
     if learns and weights.exists():
-        words = [*words, "mode=evaluate", f"weights={_relative(weights)}"]
+        words = [*words, "mode=evaluate"]
+        paths["weights"] = weights
     others = [record_path(other, config.record_name, config.seed) for other in elsewhere]
     good = [other for other in others if other.exists() and not _faults(read_record(other), config, composed)]
     return MissingRecord(
@@ -148,6 +155,7 @@ def _missing(words: list[str], folder: Path, elsewhere: Sequence[Path]) -> Missi
         why,
         made=good[0].with_suffix("") if good else None,
         wanted=path.with_suffix(""),
+        paths=paths,
     )
 
 
