@@ -172,3 +172,33 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     steps_of_training(other, its_optimizer, 3)
     for name, value in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize(("saved_in", "resumed_in"), [LAYOUTS, LAYOUTS[::-1]])
+def test_training_goes_on_in_another_memory_layout(saved_in, resumed_in):
+    gradients = torch.linspace(-1, 1, 2 * 3 * 4 * 2 * 2).sin().reshape(2, 3, 4, 2, 2)
+
+    def adam(layout, fused):
+        network = nn.Conv2d(4, 3, 2, bias=False)
+        nn.init.ones_(network.weight)
+        network.to(memory_format=layout)
+        return network, torch.optim.Adam(network.parameters(), lr=0.1, fused=fused)
+
+    def step(network, optimizer, gradient):
+        network.weight.grad = torch.empty_like(network.weight).copy_(gradient)
+        optimizer.step()
+
+    first, of_first = adam(saved_in, fused=True)
+    step(first, of_first, gradients[0])
+    second, of_second = adam(resumed_in, fused=True)
+    restore_training_state(training_state({"n": first}, {"n": of_first}), {"n": second}, {"n": of_second})
+    step(second, of_second, gradients[1])
+
+    expected, unfused = adam(saved_in, fused=False)
+    for gradient in gradients:
+        step(expected, unfused, gradient)
+    assert second.weight.is_contiguous(memory_format=resumed_in)
+    torch.testing.assert_close(second.weight, expected.weight)

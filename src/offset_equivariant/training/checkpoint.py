@@ -122,7 +122,20 @@ def restore_training_state(
         module.load_state_dict(state["modules"][name])
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
+        if isinstance(optimizer, torch.optim.Optimizer):
+            _lay_out_as_weights(optimizer)
     restore_random_states(state["random"])
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give what an optimiser keeps of each weight that weight's memory layout, which may be another than when saved.
+
+    On the CPU, torch's fused optimisers pair elements by their place in memory, without a check.
+    """
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                kept[name] = torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def seed_everything(seed: int) -> None:
