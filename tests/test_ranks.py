@@ -24,6 +24,7 @@ from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import load_outcomes, read_record
 from offset_equivariant.reporting.tracking import NullTracker
 from offset_equivariant.runs import Run
+from offset_equivariant.training import ranks as ranks_module
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitSettings, fit
 from offset_equivariant.training.ranks import any_rank, joined_ranks
@@ -224,9 +225,14 @@ def as_rank(number, store, action, said):
 
 def by_two_ranks(action, folder):
     """Call a function with the numbers of two ranks in a process each; return what each gave."""
+    return in_two_processes(as_rank, folder / "store", action)
+
+
+def in_two_processes(target, *arguments):
+    """Call a function with a number, the arguments and a queue in a process each; return what each put there."""
     context = multiprocessing.get_context("fork")
     said = context.SimpleQueue()
-    processes = [context.Process(target=as_rank, args=(number, folder / "store", action, said)) for number in (0, 1)]
+    processes = [context.Process(target=target, args=(number, *arguments, said)) for number in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:
@@ -279,13 +285,31 @@ def test_one_rank_that_is_told_to_is_enough(tmp_path):
     assert by_two_ranks(lambda number: (any_rank(number == 1), any_rank(False)), tmp_path) == [(True, False)] * 2
 
 
+def join_three_times(number, port, said):
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(number), "WORLD_SIZE": "2"}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    sums = []
+    for job in range(3):
+        with joined_ranks():
+            total = torch.tensor(10 * job + number)
+            distributed.all_reduce(total)
+            sums.append(int(total))
+    said.put((number, sums))
+
+
+def test_ranks_join_again_for_every_job_of_a_process():
+    agent = distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # as torchrun's
+    assert in_two_processes(join_three_times, agent.port) == [[1, 21, 41]] * 2
+
+
 def test_ranks_on_a_machine_with_gpus_can_compute_on_the_cpu(monkeypatch):
     asked, chosen = [], []
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(distributed, "init_process_group", lambda backend, timeout: asked.append(backend))
+    monkeypatch.setattr(ranks_module, "_meeting", lambda: (distributed.HashStore(), 2, 3))
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend, **_: asked.append(backend))
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
     for available in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=available: there)

@@ -7,6 +7,8 @@ statistics where these are not synchronised.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -16,11 +18,15 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 #: The first rank may have to download a data set, while the others wait.
 _PATIENCE = timedelta(hours=2)
+#: How often this process has joined the others: once for each job of a multirun.
+_joins = itertools.count()
 
 
 def rank() -> int:
@@ -51,13 +57,24 @@ def joined_ranks() -> Iterator[None]:
     if torch.cuda.is_available():
         # Ranks that compute on the CPU may be more than there are GPUs; of others, NCCL refuses two on one.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    distributed.init_process_group(_backend(), timeout=_PATIENCE)
+    store, number, count = _meeting()
+    # Where ranks leave their addresses, those of the job before would be found.
+    store = PrefixStore(f"join{next(_joins)}", store)
+    distributed.init_process_group(_backend(), timeout=_PATIENCE, store=store, rank=number, world_size=count)
     if not is_first():
         logging.getLogger().setLevel(logging.WARNING)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+@functools.cache
+def _meeting() -> tuple[Store, int, int]:
+    """Return where the ranks find each other, this one's number, and how many there are: once for all jobs."""
+    store, number, count = next(rendezvous("env://", timeout=_PATIENCE))
+    store.set_timeout(_PATIENCE)
+    return store, number, count
 
 
 def _backend() -> str:
