@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,35 @@ def test_directory_of_other_settings_is_refused(finished, mode):
     assert "train.schedule.options.warmup_fraction: 0.25 there, 0.5 now" in message
     assert "Give the experiment another name=" in message and "momentum" not in message
     assert content_of(directory.parents[2]) == before
+
+
+def test_other_settings_are_refused_before_waiting_for_the_directory_and_after(finished, monkeypatch):
+    settings, directory = finished
+    claim = (directory / "config.json").read_bytes()
+    other = Run(settings("mode=train", "train.learning_rate=0.7"))
+    monkeypatch.setattr(Run, "sole_use", no_step)
+    with pytest.raises(RunDirectoryError, match=r"there, 0\.7 now"):
+        run_experiment(other, NullTracker())
+
+    @contextmanager
+    def wait(run):
+        (directory / "config.json").write_bytes(claim)
+        yield
+
+    (directory / "config.json").unlink()
+    monkeypatch.setattr(Run, "sole_use", wait)
+    with pytest.raises(RunDirectoryError, match=r"there, 0\.7 now"):
+        run_experiment(other, NullTracker())
+
+
+@pytest.mark.parametrize("words", ["distortion.requantize=true", "distortion.seed=1"])
+def test_an_evaluation_in_other_light_leaves_the_record_of_the_run(words, finished, tmp_path):
+    settings, directory = finished
+    before = content_of(directory)
+    record = run(settings("mode=evaluate", "distortion.saturations=[0.5]", words), NullTracker())
+    assert record is not None and record.experiment != NAME
+    assert read_record(record_path(tmp_path / "results", record.experiment, SEED)) == record
+    assert content_of(directory) == before
 
 
 def test_what_does_not_change_the_training_may_differ(finished, monkeypatch):

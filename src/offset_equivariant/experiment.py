@@ -83,6 +83,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
     seed_everything(config.seed)
     network = build_network(config).to(device).to(memory_format=memory_format(config, device))
     if config.mode in ("train", "both") and config.train.steps != 0:
+        run.require_same_settings()  # before waiting, perhaps for days, for the process that has the directory
         with run.sole_use() if is_first() else nullcontext():
             first_rank_first(run.claim)
             train(run, network, device, tracker)
@@ -193,7 +194,9 @@ def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.devic
     )
     seconds = time.perf_counter() - started
     record = make_record(run, network, weights, images, evaluation, seconds, device)
-    copy = None if config.weights is not None else run.directory / "record.json"
+    # The record of the run: not of other weights, nor of an evaluation in other light.
+    own = config.weights is None and config.record_name == config.experiment
+    copy = run.directory / "record.json" if own else None
     if not is_first():
         return record
     record = save_evaluation(Path(config.paths.results), record, _by_key(evaluation.outcomes), copy)

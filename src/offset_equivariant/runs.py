@@ -75,6 +75,10 @@ class Run:
         return self.directory / "weights.safetensors"
 
     @property
+    def _settings_path(self) -> Path:
+        return self.directory / "config.json"
+
+    @property
     def training_settings(self) -> dict[str, Any]:
         """The part of the settings that decides what is learned, as JSON would give it back."""
         chosen = {name: self.settings[name] for name in TRAINING_SECTIONS}
@@ -87,17 +91,26 @@ class Run:
         """Hold the directory for this process alone; a second one waits until the first is done."""
         return locked(self.directory / ".lock")
 
+    def require_same_settings(self) -> None:
+        """Check that the settings in the run's directory, where there are some, are these.
+
+        Raises:
+            RunDirectoryError: if they are not; names the settings that differ.
+        """
+        if self._settings_path.exists():
+            found = json.loads(self._settings_path.read_text())
+            _require_same(f"the run in {self.directory}", found, self.training_settings)
+
     def claim(self) -> None:
         """Write the settings into a new run's directory, or check that those of an old run are the same.
 
         Raises:
             RunDirectoryError: if they are not; names the settings that differ.
         """
-        path = self.directory / "config.json"
-        if path.exists():
-            _require_same(f"the run in {self.directory}", json.loads(path.read_text()), self.training_settings)
-        else:
-            replace_file(path, (json.dumps(self.training_settings, indent=1, sort_keys=True) + "\n").encode())
+        self.require_same_settings()
+        if not self._settings_path.exists():
+            content = json.dumps(self.training_settings, indent=1, sort_keys=True) + "\n"
+            replace_file(self._settings_path, content.encode())
 
     def saved_state(self, network: nn.Module) -> FitState | None:
         """Load the newest checkpoint's weights into ``network`` and return where the run stands; None if nowhere."""
