@@ -97,7 +97,7 @@ def test_missing_unknown_and_unreadable_are_named(tmp_path, make_record):
     path = tmp_path / "seed0.json"
     values = asdict(make_record())
     path.write_text(json.dumps({k: v for k, v in values.items() if k not in ("n", "commit")}))
-    with pytest.raises(RecordError, match=r"seed0\.json: missing field\(s\) commit, n"):
+    with pytest.raises(RecordError, match=r"seed0\.json: missing field\(s\) commit, n; remove it and evaluate"):
         read_record(path)
     old = {name: value for name, value in values.items() if not name.startswith("training_m")}
     path.write_text(json.dumps(old))  # of before this was recorded
@@ -106,10 +106,12 @@ def test_missing_unknown_and_unreadable_are_named(tmp_path, make_record):
     with pytest.raises(RecordError, match=r"seed0\.json: unknown field\(s\) surprise"):
         read_record(path)
     path.write_text('{"experiment": ')
-    with pytest.raises(RecordError, match=r"seed0\.json: not a JSON file"):
+    with pytest.raises(RecordError, match=r"seed0\.json: not a JSON file .*; remove it and evaluate"):
         read_record(path)
     path.write_text("[]")
-    with pytest.raises(RecordError, match=r"seed0\.json: a record is a JSON object, found a list"):
+    with pytest.raises(
+        RecordError, match=r"seed0\.json: a record is a JSON object, found a list; remove it and evaluate"
+    ):
         read_record(path)
 
 

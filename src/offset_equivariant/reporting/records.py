@@ -24,6 +24,8 @@ _T = TypeVar("_T")
 _PLACE = ("platform", "device_name", "threads")
 #: Data sets that are what lies in a folder, which may be a part of them -> test images of the whole.
 _TEST_IMAGES = {"imagenette": 3_925, "ilsvrc12": 50_000, "nus": 1_853, "paris_street_view": 100}
+#: What to do about a damaged record, which an evaluation reads before it writes its own.
+_RENEW = "remove it and evaluate the experiment again"
 _OUTCOME_DTYPES = ("bool", "uint8", "float32")
 
 
@@ -163,9 +165,9 @@ def read_record(path: Path) -> Record:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RecordError(f"{path}: not a JSON file ({error}); evaluate the experiment again") from error
+        raise RecordError(f"{path}: not a JSON file ({error}); {_RENEW}") from error
     if not isinstance(values, dict):
-        raise RecordError(f"{path}: a record is a JSON object, found a {type(values).__name__}")
+        raise RecordError(f"{path}: a record is a JSON object, found a {type(values).__name__}; {_RENEW}")
     _validate(values, path)
     return Record(**values)
 
@@ -369,7 +371,7 @@ def _validate(values: dict[str, Any], path: Path) -> None:
     annotations = {field.name: field.type for field in fields(Record)}
     needed = {field.name for field in fields(Record) if field.default_factory is MISSING}
     if missing := sorted(needed - values.keys()):
-        raise RecordError(f"{path}: missing field(s) {', '.join(missing)}; evaluate the experiment again")
+        raise RecordError(f"{path}: missing field(s) {', '.join(missing)}; {_RENEW}")
     if unknown := sorted(values.keys() - annotations.keys()):
         raise RecordError(f"{path}: unknown field(s) {', '.join(unknown)}; remove them")
     for name, annotation in annotations.items():
