@@ -165,6 +165,13 @@ def test_recognition_refuses_what_is_not_its_own(make_settings):
             building.check_components(experiment_config(make_settings("experiment=table1_original", *words)))
 
 
+def test_weights_for_a_method_that_learns_nothing_are_refused(make_settings):
+    words = ("experiment=table3_grey_world", "mode=evaluate")
+    assert experiment_config(make_settings(*words)).train.steps == 0
+    with pytest.raises(ConfigError, match="weights = 'x' does not fit image_statistics, which learns nothing"):
+        experiment_config(make_settings(*words, "weights=x"))
+
+
 def test_a_method_that_learns_nothing_needs_a_name_that_is_known(make_settings):
     with pytest.raises(ConfigError, match="model: method 'guess' is not one of grey_world"):
         building.check_components(

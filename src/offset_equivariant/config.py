@@ -392,6 +392,10 @@ def _check(config: ExperimentConfig) -> None:
         raise ConfigError("train.nesterov = True needs a train.momentum above 0")
     if config.weights is not None and config.mode != "evaluate":
         raise ConfigError(f"weights = {config.weights!r} is for mode = evaluate, but mode = {config.mode}")
+    if config.weights is not None and train.steps == 0:
+        raise ConfigError(
+            f"weights = {config.weights!r} does not fit {config.model.architecture}, which learns nothing; give null"
+        )
     _check_balancing(strategy)
     _check_representation(config)
     positive = {
