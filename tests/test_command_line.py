@@ -3,11 +3,14 @@
 import ast
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from offset_equivariant import __main__ as entry
 from offset_equivariant.reporting.records import outcomes_path, read_outcomes, read_record, record_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,6 +150,20 @@ def test_one_saturation_a_job_gives_the_sweeps_record_to_the_last_digit(command_
     ours, theirs = (outcomes_path(tmp_path / place, name, 0) for place in ("jobs", "sweep"))
     assert ours.read_bytes() == theirs.read_bytes()
     assert len(read_outcomes(ours)["error"]) == 11
+
+
+@pytest.mark.parametrize(
+    ("words", "metric", "minimised"),
+    [
+        (("experiment=table1_original",), "error_percent", 8.5),
+        (("experiment=table4_original", "train=inpainting_smoke"), "psnr_db", -8.5),
+    ],
+)
+def test_a_sweeper_minimises_the_value_at_the_lowest_saturation(words, metric, minimised, make_settings, monkeypatch):
+    metrics = {"other": {"0.1": 7.0}, metric: {"0.9": 3.5, "0.1": 8.5, "0.5": 1.5}}
+    record = SimpleNamespace(experiment="x", seed=0, dataset="y", metrics=metrics)
+    monkeypatch.setattr(entry, "run_configuration", lambda composed: record)
+    assert entry.main.__wrapped__(OmegaConf.create(make_settings(*words))) == minimised
 
 
 def test_tracking_with_wandb_offline(command_line, short, tmp_path, finished_run, wandb_history):

@@ -83,7 +83,12 @@ def _run_configuration(composed: DictConfig) -> Record | None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")
 def main(composed: DictConfig) -> float | None:
-    """Run the experiment that the command line composes; returns its error at the lowest saturation."""
+    """Run the experiment that the command line composes.
+
+    Returns:
+        what a sweeper is to minimise: the metric that the task is judged by, at the lowest saturation of the record, an
+        error, or the negative of a ratio in dB; None where nothing was evaluated.
+    """
     try:
         record = run_configuration(composed)
     except EXPLAINED_ERRORS as error:
@@ -97,12 +102,12 @@ def main(composed: DictConfig) -> float | None:
         sys.exit(interruption.exit_status)
     if record is None:
         return None
-    metric, _ = headline_metric(experiment_config(plain_settings(composed)))
-    saturation, value = next(iter(record.metrics[metric].items()))
+    metric, unit = headline_metric(experiment_config(plain_settings(composed)))
+    saturation, value = min(record.metrics[metric].items(), key=lambda item: float(item[0]))
     name = f"{record.experiment} seed {record.seed}"
     path = record_path(Path(composed.paths.results), record.experiment, record.seed)
     log.info("%s on %s: %s = %.2f at S = %s; record in %s", name, record.dataset, metric, value, saturation, path)
-    return value
+    return -value if unit == "dB" else value
 
 
 if __name__ == "__main__":
