@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offset_equivariant import building, experiment, provenance, runs
+from offset_equivariant import building, experiment, provenance, runs, storage
 from offset_equivariant.building import recognition
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.config import ConfigError, experiment_config
@@ -186,9 +186,20 @@ def test_a_run_does_not_depend_on_what_ran_before_it_in_the_process(done, settin
     assert not torch.equal(seed1["conv1.weight"], theirs["conv1.weight"])
 
 
+def leave_unfinished(path: Path, monkeypatch) -> None:
+    """Begin to write a file, and be killed: nothing is cleaned up."""
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "replace", no_step)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(AssertionError):
+            storage.replace_file(path, b"half a checkpoint")
+
+
 def test_finished_run_says_so_and_takes_no_step(finished, monkeypatch, caplog):
     settings, directory = finished
     before = content_of(directory)
+    leave_unfinished(directory / "checkpoints" / "step-00000004.pt", monkeypatch)
+    assert content_of(directory) != before
     monkeypatch.setattr(RecognitionTraining, "training_step", no_step)
     monkeypatch.setattr("offset_equivariant.experiment.load_split", no_step)
     with caplog.at_level(logging.INFO):

@@ -41,7 +41,7 @@ from offset_equivariant.reporting.records import (
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, Weights
-from offset_equivariant.storage import replace_file
+from offset_equivariant.storage import remove_unfinished, replace_file
 from offset_equivariant.tasks.task import Watch
 from offset_equivariant.training.checkpoint import seed_everything
 from offset_equivariant.training.cross_validation import parameters_of_one
@@ -86,6 +86,8 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
         run.require_same_settings()  # before waiting, perhaps for days, for the process that has the directory
         with run.sole_use() if is_first() else nullcontext():
             first_rank_first(run.claim)
+            if is_first():
+                remove_unfinished(run.checkpoints.directory)
             train(run, network, device, tracker)
     if config.mode == "train":
         return None

@@ -28,6 +28,12 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what :func:`replace_file` left in a folder where a process was killed; no other may be writing there."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink()
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file ``path`` (made if missing), waiting for other processes that hold it.
