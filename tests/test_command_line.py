@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from offset_equivariant import __main__ as entry
 from offset_equivariant.reporting.records import outcomes_path, read_outcomes, read_record, record_path
+from offset_equivariant.reporting.tracking import NullTracker
+from offset_equivariant.runs import Run, RunDirectoryError
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "offset_equivariant"
@@ -152,6 +154,29 @@ def test_one_saturation_a_job_gives_the_sweeps_record_to_the_last_digit(command_
     assert len(read_outcomes(ours)["error"]) == 11
 
 
+def test_a_training_keeps_its_curve_and_one_that_is_refused_has_none(tiny_settings, monkeypatch):
+    identities = []
+
+    def track(*_, identity, **__):
+        identities.append(identity)
+        return NullTracker()
+
+    def start(*words):
+        monkeypatch.setattr(entry, "checked_run", lambda composed: Run(tiny_settings(*words)))
+        entry._run_configuration(None)
+
+    monkeypatch.setattr(entry, "make_tracker", track)
+    monkeypatch.setattr(entry, "run_experiment", lambda run, tracker: None)
+    run = Run(tiny_settings())
+    run.claim()
+    with pytest.raises(RunDirectoryError, match=r"there, 0\.7 now"):
+        start("train.learning_rate=0.7")
+    assert identities == []
+    start()
+    start("mode=evaluate")
+    assert identities == [run.directory / "wandb-id", None]
+
+
 @pytest.mark.parametrize(
     ("words", "metric", "minimised"),
     [
@@ -181,6 +206,7 @@ def test_tracking_with_wandb_offline(command_line, short, tmp_path, finished_run
     paths = list(run.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(paths) == 1, job.text
     path = paths[0]
+    assert path.name == f"run-{(run / 'wandb-id').read_text().strip()}.wandb"
     records = finished_run(path)
     history = wandb_history(records)
 

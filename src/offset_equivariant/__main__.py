@@ -19,7 +19,7 @@ from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.data.locations import DataError
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record, RecordError, record_path
-from offset_equivariant.reporting.tracking import make_tracker
+from offset_equivariant.reporting.tracking import NullTracker, Tracker, make_tracker
 from offset_equivariant.runs import RunDirectoryError
 from offset_equivariant.training.checkpoint import CheckpointError
 from offset_equivariant.training.loop import NonFiniteLossError
@@ -60,15 +60,20 @@ def _run_configuration(composed: DictConfig) -> Record | None:
     if is_first():
         mark.unlink(missing_ok=True)
     wait_for_all()
-    tracker = make_tracker(
-        config.logger.kind if is_first() else "none",
-        project=config.logger.project,
-        name=f"{config.experiment}-seed{config.seed}",
-        group=None if config.table is None else f"table{config.table}",
-        config=dict(run.settings),
-        directory=directory,
-    )
+    tracker: Tracker = NullTracker()
     try:
+        if config.trains:
+            run.require_same_settings()  # or the tracker would go on with the curve of the run that is there
+        tracker = make_tracker(
+            config.logger.kind if is_first() else "none",
+            project=config.logger.project,
+            name=f"{config.experiment}-seed{config.seed}",
+            group=None if config.table is None else f"table{config.table}",
+            config=dict(run.settings),
+            directory=directory,
+            # A training that goes on is one curve; evaluations, which may be many at once, are runs of their own.
+            identity=directory / "wandb-id" if config.trains else None,
+        )
         return run_experiment(run, tracker)
     except TrainingInterruptedError:
         raise

@@ -346,6 +346,11 @@ class ExperimentConfig:
         return task_of(self.dataset.name, self.model.architecture)
 
     @property
+    def trains(self) -> bool:
+        """Whether a training is asked for, and there is something to learn."""
+        return self.mode != "evaluate" and self.train.steps != 0
+
+    @property
     def experiment(self) -> str:
         """Name of the experiment with its preset, but for the preset ``fast`` that is meant where nothing is said."""
         return self.name if self.train.preset == "fast" else f"{self.name}_{self.train.preset}"

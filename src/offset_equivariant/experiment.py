@@ -82,7 +82,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
         torch.set_num_threads(config.runtime.threads)
     seed_everything(config.seed)
     network = build_network(config).to(device).to(memory_format=memory_format(config, device))
-    if config.mode in ("train", "both") and config.train.steps != 0:
+    if config.trains:
         run.require_same_settings()  # before waiting, perhaps for days, for the process that has the directory
         with run.sole_use() if is_first() else nullcontext():
             first_rank_first(run.claim)

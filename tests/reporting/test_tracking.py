@@ -3,6 +3,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,6 +47,31 @@ def test_offline_run_holds_what_was_logged(tmp_path, clean_login, finished_run, 
     ]
     config = "".join(u.value_json for r in records for u in [*r.config.update, *r.run.config.update])
     assert "wandb/lineseries/v0" in config and "Error rates" in config
+
+
+def test_a_run_that_is_started_again_goes_on_under_its_id(tmp_path, clean_login, finished_run, wandb_history):
+    for step, identity in ((10, "a"), (20, "a"), (30, "b")):
+        tracker = make_tracker("wandb", **arguments(tmp_path / str(step)), identity=tmp_path / identity)
+        tracker.log({"loss": 0.5}, step)
+        tracker.finish()
+    ids = {}
+    for step in (10, 20, 30):
+        (path,) = tmp_path.glob(f"{step}/wandb/offline-run-*/run-*.wandb")
+        records = finished_run(path)
+        (ids[step],) = {record.run.run_id for record in records if record.WhichOneof("record_type") == "run"}
+        assert [row["_step"] for row in wandb_history(records)] == [step]
+    assert ids[10] == ids[20] == (tmp_path / "a").read_text().strip()
+    assert ids[30] == (tmp_path / "b").read_text().strip() != ids[10]
+
+
+@pytest.mark.parametrize("identity", [None, "a"])
+def test_runs_that_have_an_id_are_resumed(identity, tmp_path, monkeypatch):
+    asked = {}
+    stand_in = SimpleNamespace(Settings=lambda **_: None, init=lambda **given: asked.update(given))
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    WandbTracker(**arguments(tmp_path), identity=identity and tmp_path / identity)
+    kept = [path.read_text().strip() for path in tmp_path.iterdir()]
+    assert (asked["id"], asked["resume"]) == ((kept[0], "allow") if identity else (None, None))
 
 
 def test_unknown_kind_and_mode_are_errors_with_the_valid_ones(tmp_path, clean_login):

@@ -6,6 +6,7 @@ The run's own files are the truth; a tracker shows them elsewhere. ``wandb`` is 
 import logging
 import netrc
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+
+from offset_equivariant.storage import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ class WandbTracker:
         group: Group of runs that it belongs to, or None.
         config: The run's configuration.
         directory: Folder below which wandb keeps its files; made if missing.
+        identity: File of wandb's id of the run, made if missing: whoever gives it again goes on with the same run,
+            offline in files of its own that ``wandb sync`` unites. None for a new run at every start.
         mode: "offline" (files only), "online" or "disabled".
     """
 
@@ -82,11 +87,12 @@ class WandbTracker:
         group: str | None,
         config: Mapping[str, Any],
         directory: Path,
+        identity: Path | None = None,
         mode: str = "offline",
     ) -> None:
         self._run: Any = None
         self._wandb: Any = None
-        self._attempt(lambda: self._start(project, name, group, dict(config), directory, mode))
+        self._attempt(lambda: self._start(project, name, group, dict(config), directory, identity, mode))
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         """Log scalars of optimisation step ``step``; wandb drops steps lower than the last one."""
@@ -127,7 +133,14 @@ class WandbTracker:
             self._run = None
 
     def _start(
-        self, project: str, name: str, group: str | None, config: dict[str, Any], directory: Path, mode: str
+        self,
+        project: str,
+        name: str,
+        group: str | None,
+        config: dict[str, Any],
+        directory: Path,
+        identity: Path | None,
+        mode: str,
     ) -> None:
         import wandb
 
@@ -136,7 +149,15 @@ class WandbTracker:
         # A multirun has several runs in one process, and the console belongs to the progress bar.
         settings = wandb.Settings(silent=True, console="off", reinit="create_new")
         self._run = self._wandb.init(
-            project=project, name=name, group=group, config=config, dir=directory, mode=mode, settings=settings
+            project=project,
+            name=name,
+            group=group,
+            config=config,
+            dir=directory,
+            id=None if identity is None else _kept_id(identity),
+            resume=None if identity is None else "allow",
+            mode=mode,
+            settings=settings,
         )
 
     def _attempt(self, action: Callable[[], object]) -> None:
@@ -147,6 +168,13 @@ class WandbTracker:
             self._run = None
 
 
+def _kept_id(path: Path) -> str:
+    """Return the id that a file keeps, a new one where there is no file."""
+    if not path.exists():
+        replace_file(path, f"{uuid.uuid4().hex}\n".encode())
+    return path.read_text().strip()
+
+
 def make_tracker(
     kind: str,
     *,
@@ -155,6 +183,7 @@ def make_tracker(
     group: str | None,
     config: Mapping[str, Any],
     directory: Path,
+    identity: Path | None = None,
     mode: str | None = None,
 ) -> Tracker:
     """Return the tracker of a given kind.
@@ -166,6 +195,7 @@ def make_tracker(
         group: See :class:`WandbTracker`.
         config: See :class:`WandbTracker`.
         directory: See :class:`WandbTracker`.
+        identity: See :class:`WandbTracker`.
         mode: None for wandb's own variable WANDB_MODE, and without it "online" if the user is logged in to wandb and
             "offline" otherwise.
 
@@ -179,7 +209,7 @@ def make_tracker(
     if mode is not None and mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     chosen = mode or os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
-    return WandbTracker(project, name, group, config, directory, chosen)
+    return WandbTracker(project, name, group, config, directory, identity, chosen)
 
 
 def logged_in() -> bool:
