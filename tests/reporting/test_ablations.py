@@ -4,10 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER, render_ablations, write_ablations
-from offset_equivariant.reporting.costs import Cost, Costs
-from offset_equivariant.reporting.records import find_records, save_evaluation
+from offset_equivariant.reporting.costs import Cost, Costs, read_costs
+from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
+from offset_equivariant.reporting.statistics import paired_difference_interval
 
 (PADDING,) = (ablation for ablation in ABLATIONS if "pad?" in ablation.question)
 (ROUNDING,) = (ablation for ablation in ABLATIONS if "8 bits" in ablation.question)
@@ -66,6 +68,66 @@ def test_what_was_measured_has_a_conclusion():
     for ablation in ABLATIONS:
         if ablation.question in text:
             assert ablation.conclusion and ablation.conclusion in text, ablation.question
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """Errors of the committed records by experiment, in %, and a function that gives their paired differences."""
+    results = Path(__file__).parents[2] / "results"
+    records = [r for r in [*find_records(results / FOLDER), *find_records(results, 1)] if r.seed == 0]
+    outcomes = load_outcomes(results, records) | load_outcomes(results / FOLDER, records)
+
+    def difference(name, base, s):
+        return paired_difference_interval(*(100.0 * outcomes[n, 0]["error"][s] for n in (name, base)))
+
+    return {record.experiment: record.metrics["error_percent"] for record in records}, difference
+
+
+BASE = "ablation_equivariant_brief"
+
+
+def test_what_is_concluded_of_the_representation_and_of_rounding_is_so(committed):
+    errors, difference = committed
+    _, low, high = difference("ablation_log_rgb_brief", "ablation_original_brief", "0.0")
+    assert low < 0 < high  # not told apart
+    grown = {name: errors[name]["0.9"] - errors[name]["0.0"] for name in (BASE, "ablation_log_rgb_brief")}
+    sharper = errors["ablation_original_brief"]["0.9"] - errors["ablation_original_brief"]["0.0"]
+    assert grown["ablation_log_rgb_brief"] > sharper > 20 and abs(grown[BASE]) < 0.1
+    for name, holds in (
+        ("equivariant", lambda d: d[1] < 0 < d[2]),
+        ("original", lambda d: abs(d[0]) < 0.2),
+        ("equivariant_relative", lambda d: d[1] > 0 and d[0] < 0.5),
+    ):
+        assert holds(difference(f"table1_{name}_requantized", f"table1_{name}", "0.9")), name
+
+
+def test_what_is_concluded_of_clipping_is_so(committed):
+    errors, _ = committed
+    relative = [errors[f"ablation_{name}_brief"] for name in ("fraction_1e-2", "relative", "fraction_1e-4")]
+    absolute = [errors[name] for name in ("ablation_epsilon_2e-3_brief", BASE, "ablation_epsilon_2e-5_brief")]
+    assert all(e["0.0"] == e["0.5"] == e["0.9"] for e in relative)
+    assert [round(e["0.9"] - e["0.0"], 1) for e in absolute] == [0.5, -0.1, 0.0]
+    for highest, *others in (relative, absolute):
+        assert min(e["0.0"] for e in others) - highest["0.0"] > 0
+        assert max(e["0.0"] for e in others) - highest["0.0"] <= 1
+    rounding = abs(errors["ablation_parametrization_brief"]["0.0"] - errors[BASE]["0.0"])
+    assert 0.5 < rounding < 0.6  # half of that point
+
+
+def test_what_is_concluded_of_shortcuts_pooling_and_padding_is_so(committed):
+    errors, difference = committed
+    assert all(difference("ablation_shortcut_end_brief", BASE, s)[1] < 0 for s in ("0.0", "0.9"))
+    assert all(difference("ablation_shortcut_end_brief", BASE, s)[2] > 0 for s in ("0.0", "0.9"))
+    by_rounding = errors["ablation_parametrization_brief"]["1.0"] - errors[BASE]["1.0"]
+    assert by_rounding < errors["ablation_shortcut_end_brief"]["1.0"] - errors[BASE]["1.0"] < 0
+    for s in ("0.0", "0.5", "0.9"):
+        assert round(errors["ablation_pooling_linear_brief"][s] - errors[BASE][s]) == -2
+        assert round(errors["ablation_pooling_max_brief"][s] - errors[BASE][s]) == 4
+        assert difference("ablation_padding_offset_brief", BASE, s)[2] < 0
+    costs = read_costs(Path(__file__).parents[2] / "results" / FOLDER)
+    assert costs is not None
+    times = {name: row.step_ms / costs.rows["equivariant"].step_ms for name, row in costs.rows.items()}
+    assert round(times["pooling_linear"]) == 2 and times["padding_offset"] < 0.95
 
 
 def test_committed_records_are_of_finished_trainings_by_committed_code():
