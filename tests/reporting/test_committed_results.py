@@ -179,6 +179,19 @@ def test_figure3_shows_recorded_weights(records):
     assert (RESULTS / "figures" / "figure3.svg").exists() and (RESULTS / "figures" / "figure3.png").exists()
 
 
+def test_what_the_readme_says_of_figure3_is_so():
+    said = "both are right throughout; what the light moves is how sure the original is of the aeroplane"
+    assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    panel = read_panel(RESULTS / "figures" / "figure3.npz")
+    moved = {}
+    for network, posteriors in panel.posteriors.items():
+        assert (posteriors.argmax(2) == np.array(panel.labels)[:, None]).all()
+        true = np.take_along_axis(posteriors, np.array(panel.labels)[:, None, None], 2)[..., 0]
+        for label, values in zip(panel.labels, true, strict=True):
+            moved[network, panel.classes[label]] = float(np.ptp(values))
+    assert moved.pop(("original", "airplane")) > 0.3 and max(moved.values()) < 0.03
+
+
 def test_no_record_comes_from_a_dirty_tree(records):
     dirty = [f"{r.experiment}, seed {r.seed}" for r in records if r.dirty or r.training_dirty]
     assert not dirty, "commit first, then train and evaluate again"
