@@ -90,6 +90,14 @@ def test_the_estimate_of_gpu_hours_is_the_committed_one():
     assert f"an assumed {SUSTAINED_TFLOPS:.0f} TFLOP/s" in text and "A100" in GPU
 
 
+def test_settings_that_are_added_are_valid():
+    added = re.findall(r"`(\+?(?:model|strategy)\.[a-z_.]+=[a-z0-9.]+)`", EVERYTHING)
+    assert len(added) >= 2
+    for word in added:
+        experiment = "table1_equivariant" if "model" in word else "table1_preprocessing_grey_world"
+        checked_run(compose_words([f"experiment={experiment}", word]))
+
+
 def test_commands_experiments_and_links_exist():
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`?make ([a-z0-9-]+[a-z0-9])(?![<a-z0-9-])", EVERYTHING)) <= targets
