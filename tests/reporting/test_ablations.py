@@ -101,6 +101,14 @@ def test_what_is_concluded_of_the_representation_and_of_rounding_is_so(committed
         assert holds(difference(f"table1_{name}_requantized", f"table1_{name}", "0.9")), name
 
 
+def test_what_is_concluded_of_balancing_is_so(committed):
+    errors, difference = committed
+    fixed = errors["ablation_grey_world_brightness_brief"]
+    assert fixed["0.0"] == fixed["0.5"] == fixed["0.9"] < errors["ablation_grey_world_brief"]["0.9"]
+    found, low, high = difference("ablation_grey_world_brightness_brief", "ablation_relative_brief", "0.9")
+    assert round(found) == -2 and low < high < 0
+
+
 def test_what_is_concluded_of_clipping_is_so(committed):
     errors, _ = committed
     relative = [errors[f"ablation_{name}_brief"] for name in ("fraction_1e-2", "relative", "fraction_1e-4")]
