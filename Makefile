@@ -11,9 +11,9 @@ SEED ?=
 RESULTS ?= runs/reproduction
 DATASET ?=
 RUN ?=
-# Of make reproduce-table<N> and reproduce-all: wandb or none.
-LOGGER ?= wandb
-REPRODUCE = --from $(FROM) --logger $(LOGGER) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results $(RESULTS)
+# Of make reproduce-all, too.
+LOGGER ?=
+REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) $(if $(LOGGER),--logger $(LOGGER)) --results $(RESULTS)
 
 # The stamp's name holds a checksum of what is installed and where, so that a changed lock, another branch or a moved
 # checkout installs again, while a mere change of the files' times does not.
@@ -64,7 +64,7 @@ reproduce-table4: $(STAMP) ## Table 4, Figures 7 and 8, from the photos in OEN_D
 	$(PY) scripts/reproduce.py table4 $(REPRODUCE)
 
 reproduce-all: $(STAMP) ## Every table and figure from the records that are there, and what is missing [RUN=missing trains and evaluates that first, LOGGER=wandb|none]
-	$(PY) scripts/reproduce_all.py --logger $(LOGGER) $(if $(RUN),--run $(RUN))
+	$(PY) scripts/reproduce_all.py $(if $(LOGGER),--logger $(LOGGER)) $(if $(RUN),--run $(RUN))
 
 tables: $(STAMP) ## Render the tables and figures from the committed records
 	$(PY) scripts/render.py
