@@ -115,14 +115,10 @@ class LayerFamily(Protocol):
         """Whether :func:`~offset_equivariant.nn.fuse_for_inference` finds what it can fold in networks of these."""
 
 
-@dataclass(frozen=True)
-class Conventional:
-    """torch's own layers."""
+class _FreeLayers:
+    """Layers whose weights obey no constraint: torch's own."""
 
-    folds: ClassVar[bool] = True
-
-    def width(self, channels: int) -> int:
-        return channels
+    padding_mode: ClassVar[Literal["zeros", "replicate"]] = "zeros"
 
     def conv2d(
         self,
@@ -133,7 +129,9 @@ class Conventional:
         padding: int = 0,
         bias: bool = True,
     ) -> nn.Module:
-        return one_position.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        return one_position.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, bias=bias, padding_mode=self.padding_mode
+        )
 
     def conv_transpose2d(
         self,
@@ -148,6 +146,16 @@ class Conventional:
 
     def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
         return nn.Linear(in_features, out_features, bias)
+
+
+@dataclass(frozen=True)
+class Conventional(_FreeLayers):
+    """torch's own layers."""
+
+    folds: ClassVar[bool] = True
+
+    def width(self, channels: int) -> int:
+        return channels
 
     def entrance(self) -> nn.Module:
         return nn.Identity()
@@ -375,37 +383,14 @@ class PlainOffsetEquivariant(OffsetEquivariant):
 
 
 @dataclass(frozen=True)
-class UnconstrainedOffsetEquivariant(PlainOffsetEquivariant):
+class UnconstrainedOffsetEquivariant(_FreeLayers, PlainOffsetEquivariant):
     """The same layers, with the weights of convolutions and linear layers left free: not equivariant.
 
     For comparison: what the constraint does, with everything else as it is. Convolutions replicate the border, and
     ``constraint`` is that of learned group poolings alone.
     """
 
-    def conv2d(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = True,
-    ) -> nn.Module:
-        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias, padding_mode="replicate")
-
-    def conv_transpose2d(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = True,
-    ) -> nn.Module:
-        return nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
-
-    def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
-        return nn.Linear(in_features, out_features, bias)
+    padding_mode: ClassVar[Literal["zeros", "replicate"]] = "replicate"
 
     def initialise_(self, network: nn.Module) -> None:
         initialise_conventional_(network)
