@@ -477,15 +477,21 @@ def _check_task(config: ExperimentConfig) -> None:
         )
     if dataset.name == "photo_folder" and config.mode != "train" and not dataset.validation_images:
         raise ConfigError("dataset photo_folder has no test images: give dataset.validation_images, or mode=train")
-    if task != "recognition" and config.strategy.name != "none":
-        raise ConfigError(f"strategy = {config.strategy.name} is not for {task}; give strategy=none")
-    for name, value in vars(config.strategy).items():
-        if task != "recognition" and name != "name" and value is not None:
-            raise ConfigError(f"strategy.{name} = {value} is not for {task}; give null")
-    if task != "recognition" and config.distortion.requantize:
-        raise ConfigError(f"distortion.requantize = True is not for {task}; give false")
+    if task != "recognition":
+        _refuse_what_is_for_recognition(config)
     if task == "inpainting":
         _check_inpainting(config.train.inpainting)
+
+
+def _refuse_what_is_for_recognition(config: ExperimentConfig) -> None:
+    task = config.task
+    if config.strategy.name != "none":
+        raise ConfigError(f"strategy = {config.strategy.name} is not for {task}; give strategy=none")
+    for name, value in vars(config.strategy).items():
+        if name != "name" and value is not None:
+            raise ConfigError(f"strategy.{name} = {value} is not for {task}; give null")
+    if config.distortion.requantize:
+        raise ConfigError(f"distortion.requantize = True is not for {task}; give false")
 
 
 def _check_inpainting(settings: InpaintingConfig | None) -> None:

@@ -11,8 +11,9 @@ from offset_equivariant import provenance
 from offset_equivariant.composition import CONFIGURATION, composed_words, plain_settings
 from offset_equivariant.config import ExperimentConfig, experiment_config
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
-from offset_equivariant.reporting.records import Record, decisive_settings, read_record, record_path
+from offset_equivariant.reporting.records import Record, read_record, record_path
 from offset_equivariant.runs import released_weights_path
+from offset_equivariant.settings import decisive_settings
 from offset_equivariant.storage import replace_file
 
 #: Seeds of a table's rows, but for those of one training a camera.

@@ -14,6 +14,7 @@ from torch import nn
 
 from offset_equivariant import provenance
 from offset_equivariant.config import TRAINING_SECTIONS, ExperimentConfig, experiment_config
+from offset_equivariant.settings import flat_settings
 from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState, last_means
@@ -182,7 +183,7 @@ class Run:
 
 
 def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    before, now = _flat(old), _flat(new)
+    before, now = flat_settings(old), flat_settings(new)
     # A setting that is absent is one that came later, and its null means what was done before it came.
     differences = [
         f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
@@ -194,13 +195,3 @@ def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
             f"{what} belongs to other settings ({'; '.join(differences)}). Give the experiment another name=, another "
             "paths.runs=, or remove what is there"
         )
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

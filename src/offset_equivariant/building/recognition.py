@@ -73,9 +73,8 @@ def build_pipeline(config: ExperimentConfig) -> InputPipeline:
     if strategy.balancing is None:
         return InputPipeline(representation)
     weights = balancing_weights(config)
-    if weights is not None:
-        return InputPipeline(representation, balancing_estimator(weights), strategy.brightness)
-    return InputPipeline(representation, BALANCING_METHODS[strategy.balancing], strategy.brightness)
+    estimator = BALANCING_METHODS[strategy.balancing] if weights is None else balancing_estimator(weights)
+    return InputPipeline(representation, estimator, strategy.brightness)
 
 
 def check_options(config: ExperimentConfig) -> dict[str, Callable[[], object]]:

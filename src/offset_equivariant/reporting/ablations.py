@@ -14,6 +14,7 @@ from pathlib import Path
 from offset_equivariant.reporting.costs import Costs, read_costs
 from offset_equivariant.reporting.records import Outcomes, Record, find_records, load_outcomes
 from offset_equivariant.reporting.statistics import paired_difference_interval, proportion_interval
+from offset_equivariant.reporting.tables import signed_interval
 from offset_equivariant.storage import replace_file
 
 #: Folder below ``results``.
@@ -195,8 +196,7 @@ def _table(
         other = ablation.compared_with(title)
         base = None if other is None else found[ablation.variants[other]]
         row += ["–" if base is None else _difference(record, base, outcomes, s) for s in _PAIRED_AT]
-        changes = record.metrics["posterior_change"]
-        row.append(f"{max(change for s, change in changes.items() if float(s) <= 0.9):.2g}")
+        row.append(f"{record.largest('posterior_change'):.2g}")
         if timed and costs is not None:
             cost = costs.rows.get(record.row)
             row += ["–", "–"] if cost is None else [f"{cost.step_ms:.0f}", f"{cost.inference_ms:.2f}"]
@@ -216,5 +216,4 @@ def _difference(record: Record, base: Record, outcomes: Mapping[tuple[str, int],
     ours, theirs = (outcomes.get((r.experiment, r.seed), {}).get("error", {}).get(saturation) for r in (record, base))
     if ours is None or theirs is None:
         return "–"
-    difference, low, high = paired_difference_interval(100.0 * ours, 100.0 * theirs)
-    return f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return signed_interval(paired_difference_interval(100.0 * ours, 100.0 * theirs))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from offset_equivariant.reporting.comparison import Cell
+from offset_equivariant.reporting.tables import signed_interval
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _as_good(s: float, sign: int, within: float) -> Examination:
             return Finding(None, f"difference {difference:+.2f}; {_UNKNOWN}")
         best, worst = sorted((sign * paired[1], sign * paired[2]))
         holds = True if worst <= within else False if best > within else None
-        return Finding(holds, "difference {:+.2f} [{:+.2f}, {:+.2f}]".format(*paired))
+        return Finding(holds, f"difference {signed_interval(paired)}")
 
     return examine
 
@@ -101,7 +102,7 @@ def _best(s: float, sign: int) -> Examination:
         if paired is None:
             return Finding(None, f"{measured}; {_UNKNOWN}")
         named = "equivariant minus original" if rival == "original" else f"{rival} minus equivariant"
-        measured += "; {}: {:+.2f} [{:+.2f}, {:+.2f}]".format(named, *paired)
+        measured += f"; {named}: {signed_interval(paired)}"
         ahead = ranked[0] == "equivariant"
         says_ahead = (sign * paired[0] < 0) == (rival == "original")
         decided = not paired[1] <= 0 <= paired[2] and says_ahead == ahead
@@ -121,7 +122,7 @@ def _behind(s: float, sign: int) -> Examination:
         paired = cells["equivariant"][s].paired
         if paired is None:
             return Finding(None, f"{measured}; {_UNKNOWN}")
-        measured += "; equivariant minus original: {:+.2f} [{:+.2f}, {:+.2f}]".format(*paired)
+        measured += f"; equivariant minus original: {signed_interval(paired)}"
         low, high = sorted((sign * paired[1], sign * paired[2]))
         return Finding(True if low > 0 else False if high < 0 else None, measured)
 
@@ -138,7 +139,7 @@ def _rises(rows: tuple[str, ...], s: float) -> Examination:
             values = f"{row} {_value(cells, row, 0.0):.2f} → {_value(cells, row, s):.2f}"
             if shift is None:
                 return Finding(None, f"{values}; {_UNKNOWN}")
-            said.append("{}, {:+.2f} [{:+.2f}, {:+.2f}]".format(values, *shift))
+            said.append(f"{values}, {signed_interval(shift)}")
             shifts.append(shift)
         if any(high < 0 for _, _, high in shifts):
             return Finding(False, "; ".join(said))
@@ -163,7 +164,7 @@ def _steady(row: str, up_to: float, tolerance: float) -> Examination:
         if len(shifts) < len(coloured):
             return Finding(None, f"{measured}; {_UNKNOWN}")
         furthest = max(shifts, key=lambda shift: max(-shift[1], shift[2]))
-        measured += "; furthest from S = 0, by its interval: {:+.2f} [{:+.2f}, {:+.2f}]".format(*furthest)
+        measured += f"; furthest from S = 0, by its interval: {signed_interval(furthest)}"
         if up_to not in cells[row]:
             return Finding(None, measured)
         allowed = tolerance + _ROUNDING

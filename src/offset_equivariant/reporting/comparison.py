@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offset_equivariant.reporting.costs import Costs
 from offset_equivariant.reporting.descriptions import RELEASED_BALANCING, RowDescription, TableDescription
 from offset_equivariant.reporting.paper import TABLE_SATURATIONS, PaperValue, paper_value
-from offset_equivariant.reporting.records import Outcomes, Record, decisive_settings, saturation_key
+from offset_equivariant.reporting.records import Outcomes, Record, saturation_key
 from offset_equivariant.reporting.statistics import (
     mean_and_std,
     median_interval,
@@ -24,6 +24,7 @@ from offset_equivariant.reporting.statistics import (
     proportion_interval,
     widened_by_seeds,
 )
+from offset_equivariant.settings import decisive_settings
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,7 @@ def build_table(
             for named in (row.baseline or description.baseline, description.second_baseline)
         ]
         cells = tuple(_cell(description, row, group, baselines, s, outcomes or {}) for s in saturations)
-        changes = [
-            change
-            for record in group
-            for saturation, change in record.metrics.get(description.invariance, {}).items()
-            if float(saturation) <= 0.9
-        ]
+        changes = [change for r in group if (change := r.largest(description.invariance)) is not None]
         rows.append(TableRow(row, group, cells, max(changes, default=None)))
     return Table(description, tuple(saturations), tuple(rows), costs)
 
@@ -213,10 +209,8 @@ def _comparable(baseline: tuple[Record, ...], group: tuple[Record, ...]) -> bool
     """Whether two groups were measured on the same images under the same light, with the same preset."""
     if not baseline or not group:
         return False
-    a, b = baseline[0], group[0]
-    return all(
-        of(a) == of(b) for of in (_tested_on, lambda r: (r.dataset, r.preset, r.n), lambda r: r.distorted_otherwise)
-    )
+    a, b = ((r.dataset, r.preset, r.n, r.distorted_otherwise, _tested_on(r)) for r in (baseline[0], group[0]))
+    return a == b
 
 
 def _tested_on(record: Record) -> dict[str, str]:

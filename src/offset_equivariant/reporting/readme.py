@@ -19,6 +19,7 @@ from offset_equivariant.reporting.tables import (
     notes_below,
     read_tables,
     replace_block,
+    signed_interval,
     strategy_title,
 )
 from offset_equivariant.storage import replace_file
@@ -74,10 +75,6 @@ def _cell(row: TableRow, s: float) -> Cell:
     return next(cell for cell in row.cells if cell.saturation == s)
 
 
-def _signed(paired: tuple[float, float, float] | None) -> str:
-    return "–" if paired is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*paired)
-
-
 def _robustness(rows: dict[str, TableRow]) -> str:
     original, ours = rows[_ORIGINAL], rows[_OURS]
     return (
@@ -88,10 +85,8 @@ def _robustness(rows: dict[str, TableRow]) -> str:
 
 
 def _price(table: Table, rows: dict[str, TableRow]) -> str:
-    text = (
-        f"In white light the equivariant network minus the ordinary one is {_signed(_cell(rows[_OURS], 0.0).paired)} "
-        "points"
-    )
+    difference = signed_interval(_cell(rows[_OURS], 0.0).paired)
+    text = f"In white light the equivariant network minus the ordinary one is {difference} points"
     costs = table.costs
     if costs is not None and {_ORIGINAL, _OURS} <= costs.rows.keys():
         original, ours = costs.rows[_ORIGINAL], costs.rows[_OURS]
@@ -105,12 +100,12 @@ def _price(table: Table, rows: dict[str, TableRow]) -> str:
 
 def _alternatives(rows: dict[str, TableRow]) -> str:
     balanced, augmented = rows[_BALANCED], rows[_AUGMENTED]
+    differences = [signed_interval(_cell(row, s).second_paired) for row in (balanced, augmented) for s in (0.0, 0.9)]
     return (
         f"Balancing every image by grey-world, which learns nothing, gives {_value(balanced, 0.0)} and "
-        f"{_value(balanced, 0.9)} %, {_signed(_cell(balanced, 0.0).second_paired)} and "
-        f"{_signed(_cell(balanced, 0.9).second_paired)} points relative to the equivariant network; training under "
-        f"random illuminants gives {_value(augmented, 0.0)} and {_value(augmented, 0.9)} %, "
-        f"{_signed(_cell(augmented, 0.0).second_paired)} and {_signed(_cell(augmented, 0.9).second_paired)}."
+        f"{_value(balanced, 0.9)} %, {differences[0]} and {differences[1]} points relative to the equivariant network; "
+        f"training under random illuminants gives {_value(augmented, 0.0)} and {_value(augmented, 0.9)} %, "
+        f"{differences[2]} and {differences[3]}."
     )
 
 
@@ -135,9 +130,7 @@ def _guarantee(rows: dict[str, TableRow], ablations: Path) -> str:
 def _largest_change(folder: Path, experiment: str) -> float | None:
     """The largest change of a posterior up to S = 0.9 in a record of ``folder``, None if it is not there."""
     path = record_path(folder, experiment, 0)
-    if not path.exists():
-        return None
-    return max(change for s, change in read_record(path).metrics["posterior_change"].items() if float(s) <= 0.9)
+    return read_record(path).largest("posterior_change") if path.exists() else None
 
 
 def readme_block(results: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import numpy as np
 from numpy.typing import NDArray
 
+from offset_equivariant.settings import decisive_settings
 from offset_equivariant.storage import locked, replace_file
 
 Metrics = dict[str, dict[str, float]]
@@ -110,6 +111,11 @@ class Record:
             (self.n != whole, f"{self.n:,} of {whole:,} test images"),
         )
         return tuple(mark for applies, mark in marks if applies)
+
+    def largest(self, metric: str) -> float | None:
+        """Return the largest value of a metric up to S = 0.9; None if it was not measured there."""
+        values = [value for s, value in self.metrics.get(metric, {}).items() if float(s) <= 0.9]
+        return max(values, default=None)
 
     def lacking(self, saturations: Iterable[float]) -> list[str]:
         """Return the keys of those ``saturations`` at which some metric was not measured."""
@@ -312,24 +318,6 @@ def load_outcomes(results: Path, records: Iterable[Record]) -> dict[tuple[str, i
     """Read the outcomes of those ``records`` that have them, by experiment and seed."""
     paths = {(r.experiment, r.seed): outcomes_path(results, r.experiment, r.seed) for r in records}
     return {key: read_outcomes(path) for key, path in paths.items() if path.exists()}
-
-
-#: Settings that do not change what is trained or measured.
-_INDIFFERENT = ("checkpoint_seconds", "log_every", "download")
-
-
-def decisive_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return what of a configuration decides a result, flattened: dotted name -> value.
-
-    A setting that is null is as good as none: it came later, and means what was done before it came.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= decisive_settings(value, f"{prefix}{key}.")
-        elif value is not None and key not in _INDIFFERENT:
-            flat[prefix + key] = value
-    return flat
 
 
 def _same_subject(old: Record, new: Record) -> bool:

@@ -117,9 +117,9 @@ def render_markdown(table: Table) -> str:
             line += [cell.paper.printed if cell.paper else "–", _ours(cell, digits), _difference(cell)]
         lines.append([*line, _weights(row)])
         change = "–" if row.invariance is None else f"{row.invariance:.2g}"
-        invariance.append([title, change, *(_interval(cell.paired, f"+.{digits}f") for cell in row.cells)])
+        invariance.append([title, change, *(signed_interval(cell.paired, digits) for cell in row.cells)])
         if second is not None:
-            invariance[-1] += [_interval(cell.second_paired, f"+.{digits}f") for cell in row.cells]
+            invariance[-1] += [signed_interval(cell.second_paired, digits) for cell in row.cells]
     blocks = [f"# Table {description.number}: {description.title}", markdown_rows(lines)]
     blocks += notes_below(notes)
     blocks.append(_explanation(table))
@@ -296,8 +296,9 @@ def _difference(cell: Cell) -> str:
     return "–" if cell.paper is None or cell.difference is None else f"{cell.difference:+.{cell.paper.decimals}f}"
 
 
-def _interval(values: tuple[float, float, float] | None, spec: str) -> str:
-    return "–" if values is None else "{:{spec}} [{:{spec}}, {:{spec}}]".format(*values, spec=spec)
+def signed_interval(values: tuple[float, float, float] | None, digits: int = 2) -> str:
+    """Return a difference with its interval's ends, all with their signs; a dash where there is none."""
+    return "–" if values is None else "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*values, d=digits)
 
 
 def _count(number: str | int | None) -> str:
