@@ -13,7 +13,7 @@ DATASET ?=
 RUN ?=
 # Of make reproduce-all, too.
 LOGGER ?=
-REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) $(if $(LOGGER),--logger $(LOGGER)) --results $(RESULTS)
+REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results $(RESULTS)$(if $(LOGGER), --logger $(LOGGER))
 
 # The stamp's name holds a checksum of what is installed and where, so that a changed lock, another branch or a moved
 # checkout installs again, while a mere change of the files' times does not.
