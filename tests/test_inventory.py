@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from offset_equivariant import inventory, runs
+from offset_equivariant.composition import composed_words, plain_settings
 from offset_equivariant.inventory import experiments_on, missing_records
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.reporting.records import (
@@ -17,6 +18,7 @@ from offset_equivariant.reporting.records import (
     record_path,
     write_record,
 )
+from offset_equivariant.runs import Run
 
 RESULTS = repository_root() / "results"
 
@@ -64,6 +66,22 @@ def test_missing_records_come_with_the_commands_that_make_them(tmp_path, monkeyp
     monkeypatch.setattr(inventory, "experiments_of", lambda prefix: ["table1_original"] if prefix == "table1" else [])
     (smoke,) = missing_records(tmp_path, ["train=smoke"])
     assert (smoke.name, smoke.trains) == ("table1_original_smoke", True)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_training_that_continues_over_several_machines_continues_where_it_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(inventory.provenance, "repository_root", lambda: tmp_path)
+    assert [set(missing.paths) for missing in missing_records(tmp_path / "results")] == [{"paths.results"}] * 3
+    run = tmp_path / "results" / "unfinished" / "table1_original" / "seed=0"
+    run.mkdir(parents=True)
+    missing = missing_records(tmp_path / "results")
+    assert [set(record.paths) for record in missing[1:]] == [{"paths.results"}] * 2
+    assert missing[0].command == (
+        "python -m offset_equivariant experiment=table1_original seed=0 paths.results=results "
+        "paths.runs=results/unfinished"
+    )
+    settings = composed_words(["paths.runs=/elsewhere", *missing[0].job])
+    assert Run(plain_settings(settings)).directory == run  # behind what all jobs have
 
 
 @pytest.mark.usefixtures("few")

@@ -12,7 +12,7 @@ from offset_equivariant.composition import CONFIGURATION, composed_words, plain_
 from offset_equivariant.config import ExperimentConfig, experiment_config
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
 from offset_equivariant.reporting.records import Record, read_record, record_path
-from offset_equivariant.runs import released_weights_path
+from offset_equivariant.runs import released_weights_path, run_directory
 from offset_equivariant.settings import decisive_settings
 from offset_equivariant.storage import replace_file
 
@@ -30,6 +30,8 @@ DATASETS = {
 OTHERS = ("quasi_unsupervised",)
 #: Rows that are wanted with another preset too, of the first seed: the paper's length.
 LONG = {"table1_original": "paper", "table1_equivariant": "paper"}
+#: Folder below ``results`` of the runs of trainings that continue over several machines, until they end.
+UNFINISHED = "unfinished"
 _REQUANTIZED = "_requantized"
 
 
@@ -141,11 +143,14 @@ def _missing(words: list[str], folder: Path, elsewhere: Sequence[Path]) -> Missi
     why = _faults(read_record(path), config, composed) if path.exists() else ""
     if repeated or (path.exists() and not why):
         return None
-    weights = released_weights_path(provenance.repository_root() / "results", config.experiment, config.seed)
+    released = provenance.repository_root() / "results"
+    weights = released_weights_path(released, config.experiment, config.seed)
     paths = {"paths.results": folder}
     if learns and weights.exists():
         words = [*words, "mode=evaluate"]
         paths["weights"] = weights
+    elif run_directory(released / UNFINISHED, config.experiment, config.seed).exists():
+        paths["paths.runs"] = released / UNFINISHED
     others = [record_path(other, config.record_name, config.seed) for other in elsewhere]
     good = [other for other in others if other.exists() and not _faults(read_record(other), config, composed)]
     return MissingRecord(

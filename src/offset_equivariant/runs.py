@@ -44,6 +44,11 @@ def released_weights_path(results: Path, experiment: str, seed: int) -> Path:
     return results / "checkpoints" / f"{experiment}-seed{seed}.safetensors"
 
 
+def run_directory(runs: Path, experiment: str, seed: int) -> Path:
+    """Return the directory of a run below that of all runs."""
+    return runs / experiment / f"seed={seed}"
+
+
 @functools.cache
 def code_version() -> tuple[str, bool]:
     """Return :func:`~offset_equivariant.provenance.commit`, asked once.
@@ -66,7 +71,7 @@ class Run:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
         self.config: ExperimentConfig = experiment_config(settings)
-        self.directory = Path(self.config.paths.runs) / self.config.experiment / f"seed={self.config.seed}"
+        self.directory = run_directory(Path(self.config.paths.runs), self.config.experiment, self.config.seed)
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
         self.commit, self.dirty = code_version()
 
