@@ -7,6 +7,7 @@ Writes results/precision.json. A minute on a CPU.
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import torch
@@ -18,6 +19,7 @@ from offset_equivariant.storage import replace_file
 
 def main() -> None:
     """Measure, keep, and render."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     root = provenance.repository_root()
     commit, dirty = provenance.commit()
     found = {

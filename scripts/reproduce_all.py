@@ -2,8 +2,8 @@
 
     python scripts/reproduce_all.py [--run missing]
 
-Trains and evaluates nothing unless asked: with --run missing, all that is missing and whose data are there; what has
-none is listed, and is no failure. Data are looked for in OEN_DATA_DIR, else in data/ of the current directory.
+Trains, evaluates and draws nothing anew unless asked: with --run missing, all that is missing and whose data are there;
+what has none is listed, and is no failure. Data are looked for in OEN_DATA_DIR, else in data/ of the current directory.
 
 Tables are rendered from the records in results/; of those that were made in runs/results or runs/reproduction and are
 missing there, it says how they are brought there, which --run missing does.
@@ -19,14 +19,16 @@ from pathlib import Path
 
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
-from offset_equivariant.composition import composed_words
+from offset_equivariant.composition import composed_words, plain_settings
 from offset_equivariant.data import DataNotFoundError
-from offset_equivariant.inventory import MissingRecord, missing_records
+from offset_equivariant.inventory import DATASETS, MissingRecord, missing_records
+from offset_equivariant.panels import FIGURES, PANELS, draw_panel
 from offset_equivariant.reporting.descriptions import TABLES
 from offset_equivariant.reporting.records import find_records
 from offset_equivariant.reporting.rendering import render_all
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import make_tracker
+from offset_equivariant.runs import Run, released_weights_path
 from offset_equivariant.training.stopping import TrainingInterruptedError
 
 
@@ -50,11 +52,12 @@ def main(words: list[str] | None = None, root: Path | None = None, settings: Seq
         except TrainingInterruptedError as interruption:
             print(interruption, file=sys.stderr)
             return interruption.exit_status
+        draw_missing(results, failures, without_data)
         missing = missing_records(results, settings, elsewhere)
     paths = render_all(root)
     track(results, arguments.logger, root / "runs" / "reproduction")
     print("\n".join(f"wrote {path}" for path in paths))
-    print(listing(missing))
+    print(listing(missing, missing_figures(results)))
     if without_data:
         print("\n".join(["Not made, since their data are not here:", *without_data]))
     print("\n".join(failures), file=sys.stderr)
@@ -81,6 +84,31 @@ def run_all(missing: Sequence[MissingRecord], logger: str, runs: Path) -> tuple[
     return failures, without_data
 
 
+def missing_figures(results: Path) -> list[str]:
+    """Return the tables whose figure of images (3, 6 or 8) has not been drawn into ``results``."""
+    return [table for table, name in FIGURES.items() if not (results / "figures" / f"{name}.npz").exists()]
+
+
+def draw_missing(results: Path, failures: list[str], without_data: list[str]) -> None:
+    """Draw the missing figures of images from released networks; what cannot be drawn is added to the two lists."""
+    for table in missing_figures(results):
+        try:
+            runs = {title: released_run(name) for title, name in PANELS[DATASETS[table][0]].items()}
+            draw_panel(table, runs, results / "figures")
+        except DataNotFoundError as error:
+            without_data.append(f"  {FIGURES[table]}: {error}")
+        except EXPLAINED_ERRORS as error:
+            failures.append(f"{FIGURES[table]}: {error}")
+
+
+def released_run(name: str) -> Run:
+    """Return the evaluation of an experiment's released weights, of its first seed."""
+    weights = released_weights_path(provenance.repository_root() / "results", name, 0)
+    return Run(
+        plain_settings(composed_words([f"experiment={name}", "seed=0", "mode=evaluate", f"weights='{weights}'"]))
+    )
+
+
 def track(results: Path, logger: str, directory: Path) -> None:
     """Show all tables and curves in one run of the tracker."""
     commit, _ = provenance.commit()
@@ -99,16 +127,19 @@ def track(results: Path, logger: str, directory: Path) -> None:
         tracker.finish()
 
 
-def listing(missing: Sequence[MissingRecord]) -> str:
-    """Return what is missing, and the commands that make it."""
-    if not missing:
+def listing(missing: Sequence[MissingRecord], figures: Sequence[str]) -> str:
+    """Return which records, and which tables' figures of images, are missing, and the commands that make them."""
+    if not missing and not figures:
         return "nothing is missing"
-    lines = [f"missing are {len(missing)} records; the commands that make them:"]
+    lines = [f"missing are {len(missing)} records and {len(figures)} figures of images; the commands that make them:"]
     groups: dict[str, list[str]] = {"Made here, to be copied:": [], "Without training:": [], "By training:": []}
     made, evaluated, trained = groups.values()
     for record in missing:
         group = made if record.made is not None else trained if record.trains else evaluated
         group.append(_line(record))
+    groups["Figures, with their table:"] = [
+        f"  make reproduce-{table} RESULTS=results  # {FIGURES[table]}" for table in figures
+    ]
     for title, commands in groups.items():
         lines += [title, *commands] if commands else []
     return "\n".join(lines)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from offset_equivariant import inventory, runs
+from offset_equivariant import inventory, panels, runs
 from offset_equivariant.composition import composed_words, plain_settings
+from offset_equivariant.data import DataNotFoundError
 from offset_equivariant.inventory import experiments_on, missing_records
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.reporting.records import (
@@ -44,6 +45,7 @@ def few(monkeypatch):
     monkeypatch.setattr(inventory, "ABLATIONS", ())
     monkeypatch.setattr(inventory, "OTHERS", ())
     monkeypatch.setattr(inventory, "LONG", {})
+    monkeypatch.setattr(panels, "FIGURES", {})
 
 
 @pytest.mark.usefixtures("few")
@@ -114,6 +116,8 @@ def test_what_others_need_comes_first_and_every_seed_and_preset_is_there(tmp_pat
         *(("table1_original_paper", 0), ("table1_equivariant_paper", 0)),
     ]
     assert "train=paper" in missing[-1].words and missing[-1].trains
+    assert [name for name in missing if "paths.runs" in name.paths] == missing[-2:]
+    assert missing[-1].command.endswith(" paths.runs=results/unfinished")
 
 
 def test_what_is_rounded_is_evaluated_again(tmp_path, monkeypatch):
@@ -150,7 +154,7 @@ def test_all_is_rendered_and_tracked_in_one_run_and_the_rest_is_listed(
     before = sorted(Path(root / "results" / "records").rglob("*"))
     assert load_script("reproduce_all").main([], root) == 0
     said = capsys.readouterr().out
-    assert "missing are 1 records" in said and "experiment=table1_equivariant seed=0" in said
+    assert "missing are 1 records and 0 figures" in said and "experiment=table1_equivariant seed=0" in said
     assert sorted(Path(root / "results" / "records").rglob("*")) == before  # nothing was run
     assert "| Original | 0.5 | 12.6 | 16.42 [" in (root / "docs" / "REPRODUCTION.md").read_text()
     assert "### Table 3" in (root / "README.md").read_text()
@@ -222,3 +226,37 @@ def test_what_has_no_data_is_no_failure(load_script, root, capsys, monkeypatch):
     assert reproduce_all.main(["--run", "missing", "--logger", "none"], root, words) == 1
     said = capsys.readouterr()
     assert "seed 0: unknown setting model.options.nope" in said.err and "Not made" not in said.out
+
+
+@pytest.mark.usefixtures("few")
+def test_figures_of_images_that_are_missing_are_listed_and_drawn_from_released_networks(
+    load_script, root, capsys, monkeypatch
+):
+    monkeypatch.setattr(inventory, "experiments_of", lambda prefix: [])
+    monkeypatch.setattr(panels, "FIGURES", {"table1": "figure3", "table3": "figure6", "table4": "figure8"})
+    reproduce_all = load_script("reproduce_all")
+    monkeypatch.setattr(reproduce_all, "render_all", lambda root: [])
+    figures = root / "results" / "figures"
+    figures.mkdir(exist_ok=True)
+    (figures / "figure3.npz").write_bytes(b"")
+    assert reproduce_all.main(["--logger", "none"], root) == 0
+    said = capsys.readouterr().out
+    assert "missing are 0 records and 2 figures" in said and "reproduce-table1" not in said
+    assert "  make reproduce-table3 RESULTS=results  # figure6\n" in said
+    drawn = {}
+
+    def draw(table, runs, folder):
+        if table == "table4":
+            raise DataNotFoundError("no photos")
+        drawn.update({run.config.weights: run.config.experiment for run in runs.values()}, folder=folder, table=table)
+        (folder / "figure6.npz").write_bytes(b"")
+
+    monkeypatch.setattr(reproduce_all, "draw_panel", draw)
+    assert reproduce_all.main(["--run", "missing", "--logger", "none"], root) == 0
+    said = capsys.readouterr().out
+    assert "missing are 0 records and 1 figures" in said and "  figure8: no photos" in said
+    assert (drawn.pop("folder"), drawn.pop("table")) == (figures, "table3")
+    assert set(drawn.values()) == {"table3_original", "table3_equivariant", "table3_equivariant_filled"}
+    assert {Path(path).name: name for path, name in drawn.items() if Path(path).exists()} == {
+        f"{name}-seed0.safetensors": name for name in drawn.values()
+    }

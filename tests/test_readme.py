@@ -1,10 +1,12 @@
 """What the README and the pages for users show is true: examples run, commands and files exist."""
 
 import json
+import math
 import re
 import shlex
 from typing import Any
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -15,10 +17,12 @@ from offset_equivariant.composition import checked_run
 from offset_equivariant.nn import check_equivariance
 from offset_equivariant.performance.imagenet_cost import GPU, SUSTAINED_TFLOPS, gpu_hours
 from offset_equivariant.provenance import repository_root
+from offset_equivariant.reporting.records import find_records
 
 ROOT = repository_root()
 #: The README, and what it refers users to.
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("LAYERS", "PHOTOS", "EXPERIMENTS", "DATA"))]
+NAMES = ("LAYERS", "PHOTOS", "EXPERIMENTS", "DATA", "CLUSTER", "PERFORMANCE", "DEVIATIONS", "REPRODUCTION")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 README, EVERYTHING = TEXTS[PAGES[0]], "\n".join(TEXTS.values())
 
@@ -88,6 +92,27 @@ def test_the_estimate_of_gpu_hours_is_the_committed_one():
     assert f"{hours['original']['training']:.0f} GPU-hours on an A100 for the original network" in text
     assert f"and {hours['equivariant']['training']:.0f} for the equivariant one" in text
     assert f"an assumed {SUSTAINED_TFLOPS:.0f} TFLOP/s" in text and "A100" in GPU
+
+
+def test_what_captions_say_of_trainings_is_so():
+    text = " ".join(README.split())
+    recipes = {
+        name: compose_words([f"experiment={name}"])
+        for name in ("table1_equivariant", "table2_imagenette_equivariant", "table4_facades_equivariant")
+    }
+    epochs = {name: recipe.train.epochs for name, recipe in recipes.items()}
+    assert f"with `train=fast` ({epochs['table1_equivariant']} epochs)" in text
+    size = recipes["table2_imagenette_equivariant"].dataset.options.size
+    eight = {8: "eight"}[epochs["table2_imagenette_equivariant"]]
+    assert f"ResNet-50 after {eight} epochs on images of {size} × {size} pixels." in text
+    assert f"in place of Paris Street View, after {epochs['table4_facades_equivariant']} epochs:" in text
+    cerberus = [record for record in find_records(ROOT / "results", 3) if record.row in ("original", "equivariant")]
+    seeds = {3: "three"}[len(cerberus) // 2]
+    assert f"Color Cerberus, mean of {seeds} seeds with a band" in text
+    largest = math.degrees(math.acos(3**-0.5))
+    assert f"the error is {largest:.1f}°, the largest there is." in text
+    for record in cerberus:
+        assert record.metrics["median_reproduction_error_degrees"]["1.0"] == pytest.approx(largest, abs=0.05)
 
 
 def test_settings_that_are_added_are_valid():

@@ -159,7 +159,7 @@ def test_a_preset_that_a_table_does_not_have_is_refused(load_script, capsys):
 
 def test_table_3_from_scratch(load_script, tmp_path, capsys):
     module = load_script("reproduce")
-    rows = ["table3_equivariant_filled", "table3_grey_world", "table3_original"]
+    rows = ["table3_equivariant", "table3_equivariant_filled", "table3_grey_world", "table3_original"]
     module.experiments_on = lambda table, dataset: rows
     words = ["dataset.options.images=99", "distortion.saturations=[0.0,0.5,0.9]", "runtime.threads=1"]
     words += ["runtime.progress=false", f"paths.runs={tmp_path}/runs"]
@@ -177,7 +177,8 @@ def test_table_3_from_scratch(load_script, tmp_path, capsys):
     assert module.main(given, words) == 0
     records = find_records(tmp_path / "results", table=3)
     assert [record.experiment for record in records] == [f"{row}_smoke" for row in rows]
-    filled, grey, original = records
+    equivariant, filled, grey, original = records
+    assert equivariant.parameters == filled.parameters
     assert (filled.parameters, grey.parameters, original.parameters) == (196_668, 0, 203_939)
     assert all(record.n == 99 and record.dataset == "nus_synthetic" and record.complete for record in records)
     assert (grey.total_steps, grey.training_commits, grey.checkpoint_sha256) == (0, [], "")
@@ -188,12 +189,13 @@ def test_table_3_from_scratch(load_script, tmp_path, capsys):
     for name in ("figure5.png", "figure6.png", "figure6.npz"):
         assert (tmp_path / "results" / "figures" / name).stat().st_size > 5_000
     trained = {path.parents[1].name for path in (tmp_path / "runs").rglob("weights.safetensors")}
-    assert trained == {"table3_equivariant_filled_smoke", "table3_original_smoke"}
+    assert trained == {"table3_equivariant_smoke", "table3_equivariant_filled_smoke", "table3_original_smoke"}
 
 
 TABLE4_ROWS = [
     "table4_facades_mean_colour",
     "table4_facades_original",
+    "table4_facades_small_equivariant",
     "table4_facades_small_equivariant_relative",
     "table4_facades_small_original",
 ]
@@ -212,7 +214,7 @@ def test_table_4_where_the_weights_of_a_large_network_are_not_released(load_scri
     monkeypatch.setattr(inventory, "experiments_of", lambda table: names)
     assert table4(module, tmp_path, "--from", "scratch") == 0
     records = {record.row: record for record in find_records(tmp_path / "results", table=4)}
-    assert set(records) == {"mean_colour", "small_original", "small_equivariant_relative"}
+    assert set(records) == {"mean_colour", "small_original", "small_equivariant", "small_equivariant_relative"}
     assert all(record.experiment.startswith("table4_facades_") for record in records.values())
     for name in ("figure7.png", "figure8.png", "figure8.npz"):
         assert (tmp_path / "results" / "figures" / name).stat().st_size > 5_000
@@ -220,6 +222,7 @@ def test_table_4_where_the_weights_of_a_large_network_are_not_released(load_scri
     assert panel.name == "inpainting_synthetic, test_0000"
     of_title = {
         "original, small": "small_original",
+        "equivariant, small": "small_equivariant",
         "equivariant, relative clipping, small": "small_equivariant_relative",
     }
     for title, row in of_title.items():

@@ -25,16 +25,24 @@ from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluatio
 #: Data set -> title to show -> experiment.
 PANELS: dict[str, dict[str, str]] = {
     "cifar10": {"original": "table1_original", "equivariant": "table1_equivariant"},
-    "nus": {"original": "table3_original", "equivariant, filled": "table3_equivariant_filled"},
+    "nus": {
+        "original": "table3_original",
+        "equivariant": "table3_equivariant",
+        "equivariant, filled": "table3_equivariant_filled",
+    },
     "paris_street_view": {
         "original": "table4_original",
+        "equivariant": "table4_equivariant",
         "equivariant, relative clipping": "table4_equivariant_relative",
     },
     "facades": {
         "original, small": "table4_facades_small_original",
+        "equivariant, small": "table4_facades_small_equivariant",
         "equivariant, relative clipping, small": "table4_facades_small_equivariant_relative",
     },
 }
+#: Table -> file of its figure of images, without its suffix.
+FIGURES = {"table1": "figure3", "table3": "figure6", "table4": "figure8"}
 #: Number of Figure 8's image among the test images.
 _FIGURE8_IMAGE = 0
 
@@ -47,12 +55,12 @@ def draw_panel(table: str, runs: Mapping[str, Run], figures: Path) -> None:
     Args:
         table: the table's name.
         runs: evaluations, whose weights are there.
-        figures: folder to write ``figure3.npz``, ``figure6.npz`` or ``figure8.npz`` into.
+        figures: folder to write the file of :data:`FIGURES` into, with the suffix ``.npz``.
     """
-    _DRAW[table](runs, figures)
+    _DRAW[table](runs, figures / f"{FIGURES[table]}.npz")
 
 
-def _draw_predictions(runs: Mapping[str, Run], figures: Path) -> None:
+def _draw_predictions(runs: Mapping[str, Run], path: Path) -> None:
     """Classify the first test images of three classes."""
     images = cast(LabelledImages, load_split(_one_of(runs).config, "evaluation"))
     networks, digests = _loaded(
@@ -60,10 +68,10 @@ def _draw_predictions(runs: Mapping[str, Run], figures: Path) -> None:
     )
     seed, indices = _one_of(runs).config.distortion.seed, first_of_each_class(images.labels, 3)
     panel = prediction_panel(networks, images, indices, seed=seed, checkpoint_sha256=digests)
-    write_panel(panel, figures / "figure3.npz")
+    write_panel(panel, path)
 
 
-def _draw_corrections(runs: Mapping[str, Run], figures: Path) -> None:
+def _draw_corrections(runs: Mapping[str, Run], path: Path) -> None:
     """Correct the first of the test images."""
     images = cast(IlluminantImages, load_split(_one_of(runs).config, "evaluation"))
     estimators, digests = _loaded(
@@ -71,16 +79,16 @@ def _draw_corrections(runs: Mapping[str, Run], figures: Path) -> None:
     )
     seed = _one_of(runs).config.distortion.seed
     panel = correction_panel(estimators, images, 0, seed=seed, checkpoint_sha256=digests)
-    write_image_panel(panel, figures / "figure6.npz")
+    write_image_panel(panel, path)
 
 
-def _draw_fills(runs: Mapping[str, Run], figures: Path) -> None:
+def _draw_fills(runs: Mapping[str, Run], path: Path) -> None:
     """Fill the centre of one of the test images."""
     photos = cast(PhotoImages, load_split(_one_of(runs).config, "evaluation"))
     fillers, digests = _loaded(runs, lambda run, network: inpainting.build_filler(run.config, network))
     seed = _one_of(runs).config.distortion.seed
     panel = fill_panel(fillers, photos, _FIGURE8_IMAGE, seed=seed, checkpoint_sha256=digests)
-    write_image_panel(panel, figures / "figure8.npz")
+    write_image_panel(panel, path)
 
 
 _DRAW: dict[str, Callable[[Mapping[str, Run], Path], None]] = {

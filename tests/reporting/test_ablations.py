@@ -45,6 +45,14 @@ def test_variants_stand_beside_the_first(make_record):
     assert other[8] == "+0.00 [+0.00, +0.00]" and other[9] == "0.25" and PADDING.question in text
 
 
+def test_it_says_where_they_were_trained(make_record):
+    (first, _), (second, _) = pair(make_record)
+    first = dataclasses.replace(first, training_commits=["a" * 40, "b" * 40], training_devices=["a CPU, 1 thread"])
+    second = dataclasses.replace(second, training_commits=["b" * 40], training_devices=[])
+    text = render_ablations([first, second], {}, None)
+    assert "Trained at aaaaaaaa, bbbbbbbb, on: a CPU, 1 thread; not recorded." in text
+
+
 def test_times_are_shown_where_they_were_measured(make_record):
     rows = {"equivariant": Cost(1, 2.5, 300.0, 1, 0.0), "padding_offset": Cost(1, 2.25, 280.0, 1, 0.0)}
     costs = Costs("cpu", 2, "0" * 40, False, rows, {})

@@ -14,7 +14,7 @@ from offset_equivariant.reporting.reproduction import (
     examined_tables,
     paper_inside,
     render_reproduction,
-    verdict,
+    tally,
     write_reproduction,
 )
 from offset_equivariant.reporting.statistics import proportion_interval
@@ -46,15 +46,17 @@ def test_number_is_inside_as_exactly_as_it_is_printed(interval, inside):
 
 
 def test_table_is_reproduced_where_all_numbers_are(make_record):
-    assert verdict(build_table(TABLE1, records(make_record, PAPERS))) == "reproduced"
+    every = tally(build_table(TABLE1, records(make_record, PAPERS)))
+    assert (every.verdict, every.numbers, every.expected) == ("reproduced", 12, 12)
     off = PAPERS | {"augmentation": (9.20, 9.91, 15.0)}
-    assert verdict(build_table(TABLE1, records(make_record, off))) == "partly"
+    some = tally(build_table(TABLE1, records(make_record, off)))
+    assert (some.verdict, some.expected) == ("partly", 12) and 0 < some.numbers < 12
     missing = {row: errors for row, errors in PAPERS.items() if row != "augmentation"}
-    assert verdict(build_table(TABLE1, records(make_record, missing))) == "partly"
+    assert tally(build_table(TABLE1, records(make_record, missing))).verdict == "partly"
 
 
 def test_nothing_is_reproduced_on_other_data(make_record):
-    assert verdict(build_table(TABLE1, records(make_record, PAPERS, dataset="synthetic"))) == "not yet"
+    assert tally(build_table(TABLE1, records(make_record, PAPERS, dataset="synthetic"))).verdict == "not yet"
 
 
 def outcomes_of(made):
@@ -74,11 +76,11 @@ def test_claims_alone_make_it_partly_reproduced(make_record):
     shifted = {row: tuple(error + 3 for error in errors) for row, errors in PAPERS.items()}
     made = records(make_record, shifted)
     table = build_table(TABLE1, made, outcomes=outcomes_of(made))
-    assert verdict(table) == "partly"  # no number, but claims
+    assert tally(table).verdict == "partly"  # no number, but claims
     apart = {"original": (50.0, 50.0, 50.0), "equivariant": (60.0, 65.0, 70.0)}
     rest = {row: (55.0, 55.0, 55.0) for row in PAPERS if row not in apart}
     made = records(make_record, apart | rest)
-    assert verdict(build_table(TABLE1, made, outcomes=outcomes_of(made))) == "not yet"
+    assert tally(build_table(TABLE1, made, outcomes=outcomes_of(made))).verdict == "not yet"
 
 
 def exactly(value):
@@ -371,7 +373,7 @@ def test_unfinished_trainings_are_shown_and_count_for_nothing(tmp_path, make_rec
     fast = build_table(TABLE1, find_records(tmp_path))
     save_evaluation(tmp_path, unfinished, {})
     both = build_table(TABLE1, find_records(tmp_path))
-    assert verdict(fast) == verdict(both) == "not yet"
+    assert tally(fast).verdict == tally(both).verdict == "not yet"
     title = "Original, `train=paper` **[incomplete (7/100 steps)]**"
     text = render_reproduction(examined_tables(tmp_path))
     assert f"| {title} | 0.0 | 8.67 | 8.67 [" in text and f"| {title} | cifar10, 10,000 | paper | 7 of 100 |" in text
@@ -394,7 +396,7 @@ def test_numbers_of_two_recipes_do_not_add_up_to_a_reproduction(tmp_path, make_r
     for preset, rows in (("fast", fast), ("paper", paper)):
         for record in records(make_record, rows, preset=preset):
             save_evaluation(tmp_path, replace(record, experiment=f"{record.experiment}_{preset}"), {})
-    assert verdict(build_table(TABLE1, find_records(tmp_path))) == "partly"
+    assert tally(build_table(TABLE1, find_records(tmp_path))).verdict == "partly"
 
 
 def test_every_preset_is_held_against_the_claims(tmp_path, make_record):
@@ -421,4 +423,4 @@ def test_table_3_has_claims_of_its_rows(make_record):
         spread = rng.normal(size=101) / 10
         values = {s: median + spread - np.median(spread) for s, median in record.metrics[metric].items()}
         outcomes[record.experiment, 0] = {TABLE3.outcome: values}
-    assert verdict(build_table(TABLE3, made, outcomes=outcomes)) == "partly"
+    assert tally(build_table(TABLE3, made, outcomes=outcomes)).verdict == "partly"

@@ -43,9 +43,9 @@ _STYLES = {
     "shades_of_grey": ("#CC79A7", "^"),
     "max_rgb": ("#882255", "<"),
     "grey_edge": ("#999933", ">"),
-    "mean_colour": ("#999999", "v"),
-    "telea": ("#666666", "^"),
-    "navier_stokes": ("#BBBBBB", "D"),
+    "mean_colour": ("#555555", "v"),
+    "telea": ("#CC79A7", "^"),
+    "navier_stokes": ("#E69F00", "D"),
 }
 _LINES = ("-", "--", ":", "-.")
 #: Rows that are told apart from others by dashes too, or lie upon another.

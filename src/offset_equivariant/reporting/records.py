@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 _PLACE = ("platform", "device_name", "threads")
 #: Data sets that are what lies in a folder, which may be a part of them -> test images of the whole.
 _TEST_IMAGES = {"imagenette": 3_925, "ilsvrc12": 50_000, "nus": 1_853, "paris_street_view": 100}
+#: Of something that the first records do not say.
+NOT_RECORDED = "not recorded"
 #: What to do about a damaged record, which an evaluation reads before it writes its own.
 _RENEW = "remove it and evaluate the experiment again"
 _OUTCOME_DTYPES = ("bool", "uint8", "float32")
@@ -318,6 +320,16 @@ def load_outcomes(results: Path, records: Iterable[Record]) -> dict[tuple[str, i
     """Read the outcomes of those ``records`` that have them, by experiment and seed."""
     paths = {(r.experiment, r.seed): outcomes_path(results, r.experiment, r.seed) for r in records}
     return {key: read_outcomes(path) for key, path in paths.items() if path.exists()}
+
+
+def trained_on(records: Iterable[Record]) -> list[str]:
+    """Return the devices that trained several networks, each once."""
+    return list(dict.fromkeys(device for r in records for device in (r.training_devices or [NOT_RECORDED])))
+
+
+def trained_at(records: Iterable[Record]) -> list[str]:
+    """Return the commits that several networks were trained at, abbreviated, each once."""
+    return list(dict.fromkeys(commit[:8] for record in records for commit in record.training_commits))
 
 
 def _same_subject(old: Record, new: Record) -> bool:

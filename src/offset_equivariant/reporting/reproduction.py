@@ -8,13 +8,22 @@ Unfinished trainings, and those of uncommitted code, are shown and marked, but c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from offset_equivariant.reporting.claims import CLAIMS, Claim, Finding
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow, build_table
 from offset_equivariant.reporting.descriptions import TABLES
 from offset_equivariant.reporting.paper import TABLE_SATURATIONS, PaperValue, paper_value
-from offset_equivariant.reporting.records import Record, find_records, load_outcomes, saturation_key
+from offset_equivariant.reporting.records import (
+    NOT_RECORDED,
+    Record,
+    find_records,
+    load_outcomes,
+    saturation_key,
+    trained_at,
+    trained_on,
+)
 from offset_equivariant.reporting.tables import markdown_rows, replace_block
 from offset_equivariant.storage import replace_file
 
@@ -61,18 +70,41 @@ def write_reproduction(root: Path, tables: Sequence[Table]) -> Path:
     return path
 
 
-def verdict(table: Table) -> str:
-    """Return ``reproduced``, ``partly`` or ``not yet``; see the module's description."""
+@dataclass(frozen=True)
+class Tally:
+    """How much of a table is reproduced, by networks of one recipe.
+
+    Attributes:
+        numbers: of the paper's numbers, how many lie in our interval.
+        expected: how many the paper's table has.
+        claims: of the claims that were examined, how many hold.
+        examined: how many were.
+    """
+
+    numbers: int
+    expected: int
+    claims: int
+    examined: int
+
+    @property
+    def verdict(self) -> str:
+        """``reproduced``, ``partly`` or ``not yet``; see the module's description."""
+        if self.numbers == self.expected:
+            return "reproduced"
+        return "partly" if self.numbers or self.claims else "not yet"
+
+
+def tally(table: Table) -> Tally:
+    """Count what holds on the paper's own data, by the recipe of which most does: two recipes are nobody's table."""
     own = [row for row in table.rows if row.records and row.records[0].dataset == table.description.dataset]
-    finished = [row for row in own if not row.marks]
-    expected = {key for row in table.rows for key in _printed(row)}
-    # Each recipe for itself: numbers of one and of another are nobody's table.
-    recipes = list(_by_preset(finished).values())
-    found = [{key for row in rows for key, cell in _printed(row).items() if paper_inside(cell)} for rows in recipes]
-    if expected in found:
-        return "reproduced"
-    held = (finding.holds for rows in recipes for _, finding in _findings(table, rows))
-    return "partly" if any(found) or any(held) else "not yet"
+    expected = len({key for row in table.rows for key in _printed(row)})
+    counts = [(0, 0, 0)]
+    for rows in _by_preset([row for row in own if not row.marks]).values():
+        inside = {key for row in rows for key, cell in _printed(row).items() if paper_inside(cell)}
+        findings = _findings(table, rows)
+        counts.append((len(inside), sum(finding.holds is True for _, finding in findings), len(findings)))
+    numbers, claims, examined = max(counts)
+    return Tally(numbers, expected, claims, examined)
 
 
 def _printed(row: TableRow) -> dict[tuple[str | None, float], Cell]:
@@ -92,15 +124,17 @@ def paper_inside(cell: Cell) -> bool | None:
     return cell.interval[0] - half_a_digit <= cell.paper.value <= cell.interval[1] + half_a_digit
 
 
-#: What the first records do not say.
-_NOT_RECORDED = "not recorded"
 #: Whether a claim holds, for readers.
 _SAID = {True: "yes", False: "**no**", None: "undecided"}
 
 
 def _section(table: Table) -> str:
     description = table.description
-    blocks = [f"## Table {description.number}: {verdict(table)}", description.title + ".", _WHY[description.number]]
+    blocks = [
+        f"## Table {description.number}: {tally(table).verdict}",
+        description.title + ".",
+        _WHY[description.number],
+    ]
     numbers = [["Strategy", "S", "Paper", "Ours, 95 % interval", "Difference", "Paper's inside"]]
     for row in table.rows:
         if row.records and row.records[0].dataset == description.dataset:
@@ -203,9 +237,7 @@ def _run(title: str, metric: str, records: Sequence[Record]) -> dict[str, str]:
     first = records[0]
     hours = sum(record.train_seconds for record in records) / 3600
     fitted = [f"{r.training_means[metric]:.1f}" if metric in r.training_means else "–" for r in records]
-    trained_on = dict.fromkeys(device for r in records for device in (r.training_devices or [_NOT_RECORDED]))
     evaluated_on = dict.fromkeys(_evaluated_on(record) for record in records)
-    commits = dict.fromkeys(commit[:8] for record in records for commit in record.training_commits)
     learned = first.total_steps > 0
     return {
         "Strategy": title,
@@ -215,8 +247,8 @@ def _run(title: str, metric: str, records: Sequence[Record]) -> dict[str, str]:
         "Seeds": " ".join(str(record.seed) for record in records),
         "Error in training, at its end (%)": "–" if set(fitted) == {"–"} else " ".join(fitted),
         "Training, hours in all": f"{hours:.1f}" if learned else "–",
-        "Trained on": "; ".join(trained_on) if learned else "–",
-        "Trained at": " ".join(commits) or "–",
+        "Trained on": "; ".join(trained_on(records)) if learned else "–",
+        "Trained at": " ".join(trained_at(records)) or "–",
         "Evaluated on": "; ".join(evaluated_on),
     }
 
@@ -225,7 +257,7 @@ def _evaluated_on(record: Record) -> str:
     """The device and its threads, as trainings name theirs."""
     device, threads = record.environment.get("device_name"), record.environment.get("threads")
     if device is None:
-        return _NOT_RECORDED
+        return NOT_RECORDED
     if record.environment.get("device") != "cpu":
         return str(device)
     named = "a CPU" if device == "cpu" else device  # the first records do not say which
