@@ -99,11 +99,19 @@ def test_figure2_axis_makes_room_for_every_strategy_up_to_nine_tenths(make_recor
 
 
 def test_figure2_tells_presets_and_flags_apart(records):
-    paper = replace(records[0], experiment="table1_original_paper", preset="paper", complete=False, steps=9)
+    paper = replace(records[0], experiment="table1_original_paper", preset="paper", dirty=True)
     axes = figure2([*records, paper]).axes[0]
     assert drawn(axes, "Original, fast").get_linestyle() == "-"
-    assert drawn(axes, "Original, paper, incomplete (9/100 steps)").get_linestyle() == "--"
+    assert drawn(axes, "Original, paper, dirty evaluation").get_linestyle() == "--"
     assert len(drawn(axes, "Equivariant, fast").get_ydata()) == 11
+
+
+def test_unfinished_trainings_are_drawn_where_nothing_else_is(records):
+    changes = {"experiment": "table1_original_paper", "preset": "paper", "complete": False, "steps": 9}
+    unfinished = replace(records[0], **changes)
+    assert curves_csv(TABLE1, [*records, unfinished]) == curves_csv(TABLE1, records)
+    alone = figure2([*records[1:], unfinished]).axes[0]
+    assert len(drawn(alone, "Original, paper, incomplete (9/100 steps)").get_ydata()) == 11
 
 
 def test_figure2_source_data(records):

@@ -73,8 +73,13 @@ class Curve:
 
 
 def table_curves(description: TableDescription, records: Iterable[Record]) -> list[Curve]:
-    """Gather the curves of a table's figure from its records; rows without records come without points."""
+    """Gather the curves of a table's figure from its records; rows without records come without points.
+
+    Of a row that has lines of finished trainings, those of unfinished ones are left to the table.
+    """
     groups = [(row, group) for row, group in group_records(description, records) if row.curve]
+    finished = {row.name for row, group in groups if group and all(record.complete for record in group)}
+    groups = [line for line in groups if line[0].name not in finished or all(r.complete for r in line[1])]
     one_preset = len({record.preset for _, group in groups for record in group}) == 1
     curves = []
     for _, same_row in groupby(groups, key=lambda line: line[0].name):
