@@ -2,8 +2,9 @@
 
     python scripts/reproduce_all.py [--run missing]
 
-Trains, evaluates and draws nothing anew unless asked: with --run missing, all that is missing and whose data are there;
-what has none is listed, and is no failure. Data are looked for in OEN_DATA_DIR, else in data/ of the current directory.
+Trains and evaluates nothing, and computes no images of Figures 3, 6 and 8, unless asked: with --run missing, all that
+is missing and whose data are there; what has none is listed, and is no failure. Data are looked for in OEN_DATA_DIR,
+else in data/ of the current directory.
 
 Tables are rendered from the records in results/; of those that were made in runs/results or runs/reproduction and are
 missing there, it says how they are brought there, which --run missing does.
@@ -131,7 +132,7 @@ def listing(missing: Sequence[MissingRecord], figures: Sequence[str]) -> str:
     """Return which records, and which tables' figures of images, are missing, and the commands that make them."""
     if not missing and not figures:
         return "nothing is missing"
-    lines = [f"missing are {len(missing)} records and {len(figures)} figures of images; the commands that make them:"]
+    lines = [f"missing: records {len(missing)}, figures of images {len(figures)}; the commands that make them:"]
     groups: dict[str, list[str]] = {"Made here, to be copied:": [], "Without training:": [], "By training:": []}
     made, evaluated, trained = groups.values()
     for record in missing:

@@ -154,7 +154,7 @@ def test_all_is_rendered_and_tracked_in_one_run_and_the_rest_is_listed(
     before = sorted(Path(root / "results" / "records").rglob("*"))
     assert load_script("reproduce_all").main([], root) == 0
     said = capsys.readouterr().out
-    assert "missing are 1 records and 0 figures" in said and "experiment=table1_equivariant seed=0" in said
+    assert "missing: records 1, figures of images 0;" in said and "experiment=table1_equivariant seed=0" in said
     assert sorted(Path(root / "results" / "records").rglob("*")) == before  # nothing was run
     assert "| Original | 0.5 | 12.6 | 16.42 [" in (root / "docs" / "REPRODUCTION.md").read_text()
     assert "### Table 3" in (root / "README.md").read_text()
@@ -220,7 +220,7 @@ def test_what_has_no_data_is_no_failure(load_script, root, capsys, monkeypatch):
     monkeypatch.setattr(reproduce_all, "render_all", lambda root: [])
     assert reproduce_all.main(["--run", "missing", "--logger", "none"], root) == 0
     said = capsys.readouterr()
-    assert "missing are 1 records" in said.out and not said.err.strip()
+    assert "missing: records 1," in said.out and not said.err.strip()
     assert "Not made, since their data are not here:\n  table3_max_rgb, seed 0: " in said.out
     words = ["+model.options.nope=1"]
     assert reproduce_all.main(["--run", "missing", "--logger", "none"], root, words) == 1
@@ -241,7 +241,7 @@ def test_figures_of_images_that_are_missing_are_listed_and_drawn_from_released_n
     (figures / "figure3.npz").write_bytes(b"")
     assert reproduce_all.main(["--logger", "none"], root) == 0
     said = capsys.readouterr().out
-    assert "missing are 0 records and 2 figures" in said and "reproduce-table1" not in said
+    assert "missing: records 0, figures of images 2" in said and "reproduce-table1" not in said
     assert "  make reproduce-table3 RESULTS=results  # figure6\n" in said
     drawn = {}
 
@@ -254,7 +254,7 @@ def test_figures_of_images_that_are_missing_are_listed_and_drawn_from_released_n
     monkeypatch.setattr(reproduce_all, "draw_panel", draw)
     assert reproduce_all.main(["--run", "missing", "--logger", "none"], root) == 0
     said = capsys.readouterr().out
-    assert "missing are 0 records and 1 figures" in said and "  figure8: no photos" in said
+    assert "missing: records 0, figures of images 1" in said and "  figure8: no photos" in said
     assert (drawn.pop("folder"), drawn.pop("table")) == (figures, "table3")
     assert set(drawn.values()) == {"table3_original", "table3_equivariant", "table3_equivariant_filled"}
     assert {Path(path).name: name for path, name in drawn.items() if Path(path).exists()} == {

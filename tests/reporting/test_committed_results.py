@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import PIL
 import pytest
 import torch
 
@@ -126,7 +127,7 @@ def test_curves_and_their_sources(records, description, tmp_path):
     stem = RESULTS / "figures" / f"figure{description.figure}"
     committed = stem.with_suffix(".csv").read_text(encoding="utf-8")
     assert committed == curves_csv(description, shown), "run `make figures` and commit results/figures"
-    assert is_drawn(curves_figure(description, shown), stem, tmp_path)
+    assert is_drawn(curves_figure(description, shown), stem, tmp_path), "run `make figures` and commit results/figures"
 
 
 @pytest.mark.parametrize(
@@ -138,14 +139,15 @@ def test_curves_and_their_sources(records, description, tmp_path):
 )
 def test_figures_of_images_show_what_is_kept_beside_them(name, draw, tmp_path):
     stem = RESULTS / "figures" / name
-    assert is_drawn(draw(stem.with_suffix(".npz")), stem, tmp_path)
+    assert is_drawn(draw(stem.with_suffix(".npz")), stem, tmp_path), "run `make figures` and commit results/figures"
 
 
 def is_drawn(figure, stem, folder):
-    """Whether the committed SVG is this figure; by another matplotlib than the locked one, whether there is one."""
+    """Whether the committed SVG is this figure; by other libraries than the locked ones, whether there is one."""
     assert stem.with_suffix(".png").exists()
     drawn, _ = save_figure(figure, folder / stem.name)
-    locked = f"\nmatplotlib=={matplotlib.__version__}\n" in (ROOT / "requirements.lock").read_text()
+    lock = (ROOT / "requirements.lock").read_text().lower().splitlines()
+    locked = {f"matplotlib=={matplotlib.__version__}", f"pillow=={PIL.__version__}"} <= set(lock)
     return stem.with_suffix(".svg").read_bytes() == drawn.read_bytes() if locked else stem.with_suffix(".svg").exists()
 
 

@@ -53,11 +53,12 @@ def test_answer_says_what_the_records_say(tmp_path, make_record):
     assert "training step takes 1.5 times as long, its inference 1.7 times (a device; [other settings" in text
     assert "by grey-world, which learns nothing, 12.30 and 13.50 %; training under" in text
     assert "random illuminants, 13.00 and 13.40 %. At 0.9 they are -0.20 [-0.48, +0.08] and -0.30 [" in text
-    exact = "(ours, 13.80 %) single images are safe, too: up to S = 0.9 no posterior changes by more than 6.4e-06, with"
-    assert f"{exact} the paper's clipping by up to 0.55." in text
+    exact = "single posteriors, too, change by no more than 6.4e-06 with relative clipping (ours, 13.80 %, 1 seed), and"
+    leaves = "Grey-world leaves up to 0.95"
+    assert f"Up to S = 0.9 {exact} by up to 0.55 with the paper's. {leaves}." in text
     assert text.endswith(
-        "Table 1 partly (0 of 12 numbers, 1 of 4 claims hold), "
-        + ", ".join(f"Table {number} not yet (not measured on its data)" for number in (2, 3, 4))
+        "Table 1 partly (0 of its 12 numbers, 1 of 4 claims), "
+        + ", ".join(f"Table {number} not yet (not measured on the paper's data)" for number in (2, 3, 4))
         + "."
     )
     for name, change in (
@@ -68,8 +69,9 @@ def test_answer_says_what_the_records_say(tmp_path, make_record):
         changes = {"posterior_change": {"0.5": change / 2, "0.9": change, "1.0": 1.0}}
         save_evaluation(tmp_path / "ablations", make_record(experiment=name, table=None, metrics=changes), {})
     text = answer(tmp_path)
-    assert "by up to 0.55, and rounding to 8 bits under that light, as in photos, leaves 0.87 and 0.5." in text
-    assert "Grey-world to one brightness is as exact before rounding (3e-06, in [short trainings](" in text
+    rounded = "once images are rounded to 8 bits under that light, as photos are, by up to 0.87 and 0.5 ([ablations]("
+    assert f"by up to 0.55 with the paper's; {rounded}" in text
+    assert f"{leaves}; with all images scaled to one brightness it is as exact, before rounding (3e-06)." in text
 
 
 def test_answer_leaves_out_what_was_not_measured_or_must_not_be_cited(tmp_path, make_record):

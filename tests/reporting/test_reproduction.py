@@ -56,7 +56,11 @@ def test_table_is_reproduced_where_all_numbers_are(make_record):
 
 
 def test_nothing_is_reproduced_on_other_data(make_record):
-    assert tally(build_table(TABLE1, records(make_record, PAPERS, dataset="synthetic"))).verdict == "not yet"
+    other = tally(build_table(TABLE1, records(make_record, PAPERS, dataset="synthetic")))
+    assert (other.verdict, other.measured) == ("not yet", False)
+    alone = {"preprocessing_quasi_unsupervised": (30.0, 30.0, 30.0)}  # which no claim is of
+    measured = tally(build_table(TABLE1, records(make_record, alone)))
+    assert (measured.verdict, measured.examined, measured.measured) == ("not yet", 0, True)
 
 
 def outcomes_of(made):

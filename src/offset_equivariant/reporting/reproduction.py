@@ -79,12 +79,14 @@ class Tally:
         expected: how many the paper's table has.
         claims: of the claims that were examined, how many hold.
         examined: how many were.
+        measured: whether anything was, on the paper's data.
     """
 
     numbers: int
     expected: int
     claims: int
     examined: int
+    measured: bool
 
     @property
     def verdict(self) -> str:
@@ -104,7 +106,7 @@ def tally(table: Table) -> Tally:
         findings = _findings(table, rows)
         counts.append((len(inside), sum(finding.holds is True for _, finding in findings), len(findings)))
     numbers, claims, examined = max(counts)
-    return Tally(numbers, expected, claims, examined)
+    return Tally(numbers, expected, claims, examined, measured=bool(own))
 
 
 def _printed(row: TableRow) -> dict[tuple[str | None, float], Cell]:
