@@ -109,6 +109,16 @@ def test_what_is_concluded_of_the_representation_and_of_rounding_is_so(committed
         assert holds(difference(f"table1_{name}_requantized", f"table1_{name}", "0.9")), name
 
 
+def test_what_is_concluded_of_the_constraint_is_so(committed):
+    errors, difference = committed
+    free, bound = "ablation_unconstrained_brief", "ablation_quarter_rate_brief"
+    assert errors[free]["0.9"] / errors[free]["0.0"] > 2 and abs(errors[bound]["0.9"] - errors[bound]["0.0"]) < 0.2
+    found, _, high = difference(free, bound, "0.0")
+    assert round(found) == -1 and high < 0
+    by_rounding = errors["ablation_parametrization_brief"]["0.0"] - errors[BASE]["0.0"]
+    assert 0.4 < by_rounding / found < 0.6
+
+
 def test_what_is_concluded_of_balancing_is_so(committed):
     errors, difference = committed
     fixed = errors["ablation_grey_world_brightness_brief"]
