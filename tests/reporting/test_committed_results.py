@@ -47,7 +47,9 @@ def examined():
 def test_every_experiment_of_table_1_is_recorded_and_complete(records):
     experiments = {path.stem for path in (ROOT / "conf" / "experiment").glob("table1_*.yaml")}
     table1 = [record for record in records if record.table == 1 and record.preset == "fast"]
-    assert {record.experiment for record in table1 if record.seed == 0} == experiments
+    assert {(record.experiment, record.seed) for record in table1} == {
+        (e, seed) for e in experiments for seed in range(3)
+    }
     for record in table1:
         assert (record.complete, record.flags, record.n, record.dataset) == (True, (), 10_000, "cifar10")
         assert len(record.metrics["error_percent"]) == 11
