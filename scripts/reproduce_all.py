@@ -7,7 +7,8 @@ is missing and whose data are there; what has none is listed, and is no failure.
 else in data/ of the current directory.
 
 Tables are rendered from the records in results/; of those that were made in runs/results or runs/reproduction and are
-missing there, it says how they are brought there, which --run missing does.
+missing there, it says how they are brought there, which --run missing does. Of the searches for recipes, which make no
+row of a table, the records that are there are rendered, and none is said to be missing.
 """
 
 from __future__ import annotations

@@ -133,12 +133,12 @@ def test_what_is_rounded_is_evaluated_again(tmp_path, monkeypatch):
 
 @pytest.fixture
 def root(tmp_path):
-    """A repository of two records."""
+    """A repository of one record of each table."""
     (tmp_path / "docs").mkdir()
     for name in ("README.md", "docs/REPRODUCTION.md"):
         blocks = [f"<!-- {block}:begin -->\n<!-- {block}:end -->\n" for block in ("answer", "results")]
         (tmp_path / name).write_text("".join(blocks))
-    for name in ("table1_original", "table3_grey_world"):
+    for name in ("table1_original", "table2_imagenette_original", "table3_grey_world", "table4_facades_original"):
         for path in (record_path, outcomes_path):
             target = path(tmp_path / "results", name, 0)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def test_all_is_rendered_and_tracked_in_one_run_and_the_rest_is_listed(
     assert "missing: records 1, figures of images 0;" in said and "experiment=table1_equivariant seed=0" in said
     assert sorted(Path(root / "results" / "records").rglob("*")) == before  # nothing was run
     assert "| Original | 0.5 | 12.6 | 16.42 [" in (root / "docs" / "REPRODUCTION.md").read_text()
-    assert "### Table 3" in (root / "README.md").read_text()
+    assert all(f"### Table {number}" in (root / "README.md").read_text() for number in (1, 2, 3, 4))
     for name in ("figure2.svg", "figure5.png"):
         assert (root / "results" / "figures" / name).stat().st_size > 5_000
     (path,) = (root / "runs" / "reproduction").glob("wandb/offline-run-*/run-*.wandb")
@@ -165,7 +165,7 @@ def test_all_is_rendered_and_tracked_in_one_run_and_the_rest_is_listed(
     (start,) = [record.run for record in records if record.HasField("run")]
     assert (start.project, start.run_group) == ("offset-equivariant", "reproduction")
     tables = [file.name for file in path.parent.glob("files/media/table/*.json")]
-    for shown in ("table1", "table2", "table3", "table4", "figure2", "figure5"):
+    for shown in ("table1", "table2", "table3", "table4", "figure2", "figure4", "figure5", "figure7"):
         assert [name for name in tables if name.startswith(shown)], shown
 
 
@@ -207,7 +207,7 @@ def test_what_is_missing_is_made_when_asked_for(load_script, root, tiny_words, c
     assert load_script("reproduce_all").main(["--run", "missing", "--logger", "none"], root, words) == 0
     assert "nothing is missing" in capsys.readouterr().out
     names = {record.experiment for record in find_records(root / "results")}
-    assert len(names) == 3 and {"table1_original", "table3_grey_world"} < names
+    assert len(names) == 5 and {"table1_original", "table3_grey_world"} < names
     assert (root / "runs" / "table1_original_smoke" / "seed=0" / "record.json").exists()
     assert not list(elsewhere.iterdir())
 

@@ -12,7 +12,7 @@ from offset_equivariant.provenance import repository_root
 from offset_equivariant.reporting.comparison import build_table
 from offset_equivariant.reporting.descriptions import TABLE1, TABLE2, TABLE3, TABLE4
 from offset_equivariant.reporting.paper import paper_value
-from offset_equivariant.reporting.records import find_records, load_outcomes
+from offset_equivariant.reporting.records import find_records, load_outcomes, read_record, record_path
 from offset_equivariant.reporting.reproduction import SATURATIONS
 from offset_equivariant.reporting.statistics import paired_difference_interval, widened_by_seeds
 
@@ -96,3 +96,85 @@ def test_psnr_of_the_original_network_under_coloured_light():
         f"from S = 0.5 to 0.9 it loses {values['0.5'] - values['0.9']:.1f} decibels here, and gains "
         f"{papers[1] - papers[0]:.1f} in the paper" in TEXT
     )
+
+
+def test_training_errors_of_the_two_families():
+    def errors(row):
+        found = [r for r in find_records(RESULTS, 1) if (r.row, r.preset) == (row, "fast") and r.training_means]
+        return " and ".join(f"{r.training_means['error_percent']:.1f}" for r in sorted(found, key=lambda r: r.seed))
+
+    assert f"less well, too: {errors('equivariant')} % of them are wrong" in TEXT
+    assert f"against {errors('original')} % for the original" in TEXT
+
+
+def searched(folder, metric, **settings):
+    """The metric at S = 0 of the one run of a search that has these settings, wherever in its configuration."""
+
+    def flat(config):
+        for key, value in config.items():
+            if isinstance(value, dict):
+                yield from flat(value)
+            elif isinstance(value, str | int | float | None):
+                yield key, value
+
+    def has_them(record):
+        unless_named = {"row": record.row, "smallest_crop": None, "initial_gain": None}
+        return settings.items() <= (unless_named | dict(flat(record.config))).items()
+
+    (run,) = filter(has_them, find_records(RESULTS / folder))
+    return run.metrics[metric]["0.0"]
+
+
+def test_what_weight_decay_costs_either_family():
+    cost = {
+        row: searched("search", "error_percent", row=row, learning_rate=0.6, weight_decay=5e-4)
+        - searched("search", "error_percent", row=row, learning_rate=0.6, weight_decay=1e-4)
+        for row in ("equivariant", "original")
+    }
+    assert (
+        f"more decay cost the equivariant network {cost['equivariant']:.1f} points and the original "
+        f"{cost['original']:.1f}, one run each" in TEXT
+    )
+
+
+def test_search_of_illuminant_estimation():
+    def error(row, decay, rate=0.003, crop=None, epochs=60, **others):
+        settings = {"weight_decay": decay, "learning_rate": rate, "smallest_crop": crop, "epochs": epochs, **others}
+        return searched("search_nus", TABLE3.metric, row=row, **settings)
+
+    ours = "equivariant_filled"
+    projected, reparametrised = (
+        error(ours, 0.01, rate=0.001, constraint=constraint) for constraint in ("projection", "parametrization")
+    )
+    assert f"{projected:.2f}° with projection, {reparametrised:.2f}° with reparametrisation" in TEXT
+    assert f"({error(ours, 0.01):.2f}° to {error(ours, 0.5):.2f}° in 60 epochs)" in TEXT
+    assert abs(error("original", 0.5) - error("original", 0.01)) < 0.05  # weight decay did not help it
+    gains = [error(row, 0.5, crop=0.8) - error(row, 0.5, crop=0.8, epochs=150) for row in ("original", ours)]
+    assert f"gained it {gains[0]:.2f}°, where they gained the equivariant one {gains[1]:.2f}°" in TEXT
+
+
+def test_search_of_the_initial_gamma():
+    def psnr(row, **gain):
+        settings = {"epochs": 60, "learning_rate": 1e-3, **gain}
+        return searched("search_inpainting", TABLE4.metric, row=row, **settings)
+
+    found = [f"{psnr('equivariant_relative', initial_gain=gain):.2f}" for gain in (1.0, 0.1, 0.03, 0.01)]
+    assert f"γ = 1, 0.1, 0.03 and 0.01 gave {', '.join(found[:3])} and {found[3]} dB" in TEXT
+    before = searched("search_inpainting", TABLE4.metric, row="original", epochs=60, initial_gain=None)
+    assert f"with 0.01 it falls from {before:.2f} to {psnr('original', initial_gain=0.01):.2f} dB" in TEXT
+
+
+def test_the_authors_epsilon():
+    def errors(name):
+        return read_record(record_path(RESULTS / "ablations", name, 0)).metrics["error_percent"]
+
+    theirs, papers = errors("ablation_epsilon_2e-3_brief"), errors("ablation_equivariant_brief")
+    assert f"the smaller error in white light, by {papers['0.0'] - theirs['0.0']:.1f} points" in TEXT
+    assert "and one that rises by half a point up to S = 0.9" in TEXT
+    assert theirs["0.9"] - theirs["0.0"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_how_nearly_the_fill_keeps_its_pattern():
+    rows = {r.row: r.largest(TABLE4.invariance) for r in find_records(RESULTS, 4) if r.dataset == "facades"}
+    assert f"off the recoloured one by up to {rows['equivariant']:.1f} of 255 levels (RMS)" in TEXT
+    assert f"it is so, within {rows['equivariant_relative']:.3f}." in TEXT

@@ -51,8 +51,9 @@ def test_cells_hold_medians_intervals_and_paired_differences(found):
     original = [np.median(of["table3_original", seed]["0.5"]) for seed in (0, 1)]
     cell = rows["original"].cells[1]
     assert (cell.ours, cell.std) == (pytest.approx(np.mean(original)), pytest.approx(np.std(original, ddof=1)))
-    of_images = np.mean([median_interval(of["table3_original", seed]["0.5"]) for seed in (0, 1)], axis=0)
-    assert cell.interval == pytest.approx(widened_by_seeds(tuple(of_images), original))
+    both = np.stack([of["table3_original", seed]["0.5"] for seed in (0, 1)])
+    of_images = paired_median_difference(both, np.zeros_like(both))[1:]
+    assert cell.interval == pytest.approx(widened_by_seeds(of_images, original))
     assert cell.paper.value == 11.5 and rows["original"].invariance == 0.25
     cell = rows["equivariant_filled"].cells[2]
     mine = of["table3_equivariant_filled", 0]["0.9"]

@@ -10,7 +10,7 @@ from offset_equivariant.reporting.comparison import build_table
 from offset_equivariant.reporting.costs import Cost, Costs
 from offset_equivariant.reporting.descriptions import TABLE1, RowDescription, TableDescription
 from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
-from offset_equivariant.reporting.statistics import paired_difference_interval, proportion_interval
+from offset_equivariant.reporting.statistics import paired_difference_interval
 from offset_equivariant.reporting.tables import (
     RESULTS_BEGIN,
     RESULTS_END,
@@ -105,12 +105,13 @@ def test_several_seeds_give_mean_and_deviation(tmp_path, make_record):
     assert [(cell.ours, cell.std) for cell in cells] == [
         *((25.0, pytest.approx(12.5)), (25.0, 0.0), (50.0, pytest.approx(12.5)))
     ]
-    # Of images, the mean of the three Wilson intervals; of seeds, Student's t of two degrees of freedom.
-    of_images = np.mean([proportion_interval(count, 8) for count in (1, 2, 3)], axis=0) * 100
-    half = 4.302652729749462 * 12.5 / np.sqrt(3)
-    expected = 25 - np.hypot(25 - of_images[0], half), 25 + np.hypot(of_images[1] - 25, half)
+    # Of images, how often the three got each of the eight wrong; of seeds, Student's t of two degrees of freedom.
+    each = np.array([100, 200 / 3, 100 / 3, 0, 0, 0, 0, 0])
+    half = np.hypot(1.959963984540054 * each.std(ddof=1) / np.sqrt(8), 4.302652729749462 * 12.5 / np.sqrt(3))
+    expected = 25 - half, 25 + half
     assert cells[0].interval == pytest.approx(expected)
-    assert cells[1].interval == pytest.approx([100 * end for end in proportion_interval(2, 8)])
+    half = 1.959963984540054 * np.std([100, 100, 0, 0, 0, 0, 0, 0], ddof=1) / np.sqrt(8)
+    assert cells[1].interval == pytest.approx((25 - half, 25 + half))
     line = lines(built(tmp_path))[1]
     assert f"| 25.00 ± 12.50 [{expected[0]:.2f}, {expected[1]:.2f}] | +16.33 |" in line
     assert line.endswith("| fast, seeds 0 1 2, commit00 commit10 commit20 |")

@@ -68,15 +68,17 @@ ABLATIONS = (
             "original, sRGB": "ablation_original_brief",
         },
         "Of the two it is the equivariance that makes this network robust: with ordinary layers log RGB is not told "
-        "apart from sRGB where the light is white, and its error grows with the saturation even faster; what the "
+        "apart from sRGB where the light is white, and is no help where it is coloured (its error is the larger one, "
+        "at S = 1 by far, at 0.9 by hardly more than two seeds of an ordinary network may differ); what the "
         "equivariant network pays where the light is white comes with its layers, too.",
     ),
     Ablation(
         "Are the other layers enough without the constraint on the weights? (Both at a quarter of the learning rate)",
         {"equivariant": "ablation_quarter_rate_brief", "without the constraint": "ablation_unconstrained_brief"},
         "No: without the constraint the error doubles up to S = 0.9, as with ordinary layers; in white light it is a "
-        "point lower, of which rounding alone can make half (at the learning rate of the others, 0.6, and at 0.3, the "
-        "training without the constraint diverges; no record was kept of either).",
+        "point lower, half of which rounding alone made in the one pair of trainings that shows it (at the learning "
+        "rate of the others, 0.6, and at 0.3, the training without the constraint diverges; no record was kept of "
+        "either).",
     ),
     Ablation(
         "How should dark values be clipped before the logarithm?",
@@ -90,8 +92,8 @@ ABLATIONS = (
         },
         "Up to S = 0.9 relative clipping keeps the error exactly where it is, whatever its fraction, and absolute "
         "clipping to a tenth of a point, but for the largest ε, with which it rises by half a point; the highest floor "
-        "of either kind has the smallest error where the light is white, by up to a point, of which rounding alone can "
-        "make half.",
+        "of either kind has the smallest error where the light is white, by up to a point, half of which rounding "
+        "alone made in the one pair of trainings that shows it.",
     ),
     Ablation(
         "Does it matter whether distorted images are rounded to 8 bits, as a file would be? (Networks of Table 1)",
@@ -122,8 +124,8 @@ ABLATIONS = (
         "Projection after each step, or reparametrisation?",
         {"projection": _BASE, "reparametrisation": "ablation_parametrization_brief"},
         "In exact arithmetic both are one training under SGD, from the same weights, so that their difference is what "
-        "rounding alone makes of it, and no other difference as small as that means anything; their times are not told "
-        "apart here.",
+        "rounding alone made of it, in one draw of which there are many: no other difference that is not several times "
+        "as large means much; their times are not told apart here.",
         timed=True,
     ),
     Ablation(

@@ -238,15 +238,7 @@ def _cell(
     ours, std = mean_and_std(measured)
     for record, value in zip(group, measured, strict=True):
         _require_own_outcomes(description, record, value, outcomes, key)
-    intervals = [
-        _interval(description, record, value, outcomes.get((record.experiment, record.seed), {}), key)
-        for record, value in zip(group, measured, strict=True)
-    ]
-    known = [interval for interval in intervals if interval is not None]
-    interval = None
-    if len(known) == len(group):
-        lows, highs = zip(*known, strict=True)
-        interval = widened_by_seeds((float(np.mean(lows)), float(np.mean(highs))), measured)
+    interval = _interval(description, group, measured, key, outcomes)
     paired, second = (_paired(description, group, baseline, key, outcomes) for baseline in baselines)
     shift, growth = _since_white(description, row, group, key, outcomes)
     return Cell(saturation, paper, ours, std, interval, paired, second, shift, growth, tuple(measured))
@@ -273,18 +265,24 @@ def _require_own_outcomes(
 
 
 def _interval(
-    description: TableDescription, record: Record, value: float, outcomes: Outcomes, key: str
+    description: TableDescription,
+    group: tuple[Record, ...],
+    values: Sequence[float],
+    key: str,
+    outcomes: Mapping[tuple[str, int], Outcomes],
 ) -> tuple[float, float] | None:
-    """95 % interval of one seed over the test images; None without outcomes, where it needs them."""
-    if description.statistic == "proportion":
-        low, high = proportion_interval(round(value / 100 * record.n), record.n)
+    """95 % interval over the test images and, of several seeds, over seeds; None without the outcomes that it needs."""
+    if len(group) == 1 and description.statistic == "proportion":
+        low, high = proportion_interval(round(values[0] / 100 * group[0].n), group[0].n)
         return 100 * low, 100 * high
-    values = outcomes.get(description.outcome, {}).get(key)
-    if values is None:
+    found = [of for record in group if (of := _outcome(description, record, key, outcomes)) is not None]
+    if len(found) < len(group):
         return None
-    if description.statistic == "median":
-        return median_interval(values)
-    return paired_difference_interval(values, np.zeros(len(values)))[1:]
+    if len(group) == 1 and description.statistic == "median":
+        return median_interval(found[0])
+    of_seeds = np.stack(found)
+    _, low, high = _difference(description, of_seeds, np.zeros_like(of_seeds, dtype=np.float64))
+    return low, high
 
 
 def _paired(

@@ -250,6 +250,7 @@ TABLE3 = TableDescription(
     figure=5,
     figure_top=35.0,
     axis="Median reproduction angular error (°)",
+    second_baseline="equivariant",
     supplements=(
         *(_at(s, "Other statistics of the same errors (°)", _STATISTICS) for s in (0.0, 0.5, 0.9)),
         _at(

@@ -5,12 +5,15 @@ The tables with intervals, parameters and paired differences are those of :mod:`
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from offset_equivariant.performance.report import ratio as time_ratio
 from offset_equivariant.reporting.ablations import FOLDER
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow
+from offset_equivariant.reporting.costs import Costs
 from offset_equivariant.reporting.records import read_record, record_path, saturation_key
 from offset_equivariant.reporting.reproduction import Tally, tally
 from offset_equivariant.reporting.tables import (
@@ -28,7 +31,8 @@ ANSWER_BEGIN, ANSWER_END = "<!-- answer:begin -->", "<!-- answer:end -->"
 #: Names of Table 1's rows in a sentence.
 _ORIGINAL, _OURS, _EXACT = "original", "equivariant", "equivariant_relative"
 _BALANCED, _AUGMENTED = "preprocessing_grey_world", "augmentation_illuminants"
-#: Records of ablations that it tells of.
+#: Records of ablations that it tells of, and their seed.
+_ABLATED_SEED = 0
 _BRIGHTNESS = "ablation_grey_world_brightness_brief"
 
 
@@ -44,7 +48,7 @@ def render_answer(results: Path, examined: Sequence[Table]) -> str:
     rows = {} if table is None else _finished(table)
     sentences = []
     if table is not None and {_ORIGINAL, _OURS} <= rows.keys():
-        sentences += [_robustness(rows), _price(table, rows)]
+        sentences += [_robustness(rows), _price(table, rows, results)]
         if {_BALANCED, _AUGMENTED} <= rows.keys():
             sentences.append(_alternatives(rows))
         if _EXACT in rows:
@@ -100,54 +104,69 @@ def _robustness(rows: dict[str, TableRow]) -> str:
     )
 
 
-def _price(table: Table, rows: dict[str, TableRow]) -> str:
+def _price(table: Table, rows: dict[str, TableRow], results: Path) -> str:
     difference = signed_interval(_cell(rows[_OURS], 0.0).paired)
     text = f"In white light the equivariant network minus the ordinary one is {difference} points"
-    costs = table.costs
-    if costs is not None and {_ORIGINAL, _OURS} <= costs.rows.keys():
-        original, ours = costs.rows[_ORIGINAL], costs.rows[_OURS]
+    ratios = _times_as_long(table.costs, results / "benchmarks")
+    if ratios:
+        steps, inferences = (f"{min(of):.1f} to {max(of):.1f}" for of in zip(*ratios, strict=True))
         text += (
-            f"; its training step takes {ours.step_ms / original.step_ms:.1f} times as long, its inference "
-            f"{ours.inference_ms / original.inference_ms:.1f} times ({costs.device}; "
-            "[other settings and devices](docs/PERFORMANCE.md))"
+            f"; its training step takes {steps} times as long, its inference {inferences} times, "
+            "by [device and setting](docs/PERFORMANCE.md)"
         )
     return f"{text}."
 
 
+def _times_as_long(costs: Costs | None, benchmarks: Path) -> list[tuple[float, float]]:
+    """How many times as long a training step, and inference, of the equivariant network takes, wherever timed."""
+    ratios = []
+    if costs is not None and {_ORIGINAL, _OURS} <= costs.rows.keys():
+        original, ours = costs.rows[_ORIGINAL], costs.rows[_OURS]
+        ratios.append((ours.step_ms / original.step_ms, ours.inference_ms / original.inference_ms))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(benchmarks.glob("*.json"))]
+    return ratios + [(time_ratio(of, "training"), time_ratio(of, "inference")) for of in found]
+
+
 def _alternatives(rows: dict[str, TableRow]) -> str:
-    balanced, augmented = rows[_BALANCED], rows[_AUGMENTED]
-    differences = [signed_interval(_cell(row, 0.9).second_paired) for row in (balanced, augmented)]
+    ways = [rows[_BALANCED], rows[_AUGMENTED]]
+    errors = [f"{_value(way, 0.0)} and {_value(way, 0.9)} %" for way in ways]
+    differences = [
+        " and ".join(signed_interval(_cell(way, s).second_paired) for way in ways) + f" points at {s:g}"
+        for s in (0.0, 0.9)
+    ]
     return (
-        "Two simpler ways, at S = 0 and 0.9: balancing every image by grey-world, which learns nothing, "
-        f"{_value(balanced, 0.0)} and {_value(balanced, 0.9)} %; training under random illuminants, "
-        f"{_value(augmented, 0.0)} and {_value(augmented, 0.9)} %. At 0.9 they are {differences[0]} and "
-        f"{differences[1]} points from the equivariant network."
+        f"Two simpler ways, at S = 0 and 0.9: balancing every image by grey-world, which learns nothing, {errors[0]}; "
+        f"training under random illuminants, {errors[1]}. From the equivariant network that is {differences[0]}, "
+        f"{differences[1]}."
     )
 
 
 def _guarantee(rows: dict[str, TableRow], ablations: Path) -> str:
     change = {name: f"{rows[name].invariance:.2g}" for name in (_EXACT, _OURS)}
     text = (
-        "Up to S = 0.9 single posteriors, too, change by no more than "
-        f"{change[_EXACT]} with relative clipping (ours, {_value(rows[_EXACT], 0.9)} %, "
-        f"{_seeds(len(rows[_EXACT].records))}), and by up to {change[_OURS]} with the paper's"
+        f"Up to S = 0.9 no single posterior changes by more than {change[_EXACT]} with relative clipping (ours, "
+        f"{_value(rows[_EXACT], 0.9)} %, {_seeds(len(rows[_EXACT].records))}), and by up to {change[_OURS]} with the "
+        "paper's"
     )
     rounded = [_largest_change(ablations, f"table1_{name}_requantized") for name in (_EXACT, _OURS)]
     if None not in rounded:
         text += (
             f"; once images are rounded to 8 bits under that light, as photos are, by up to {rounded[0]:.2g} and "
-            f"{rounded[1]:.2g} ([ablations](results/ablations/ablations.md))"
+            f"{rounded[1]:.2g} (seed {_ABLATED_SEED}; [ablations](results/ablations/ablations.md))"
         )
     if _BALANCED in rows:
         text += f". Grey-world leaves up to {rows[_BALANCED].invariance:.2g}"
         if (fixed := _largest_change(ablations, _BRIGHTNESS)) is not None:
-            text += f"; with all images scaled to one brightness it is as exact, before rounding ({fixed:.2g})"
+            text += (
+                "; with all images scaled to one brightness it is as exact, before rounding "
+                f"({fixed:.2g}; one short training)"
+            )
     return f"{text}."
 
 
 def _largest_change(folder: Path, experiment: str) -> float | None:
     """The largest change of a posterior up to S = 0.9 in a record of ``folder``, None if it is not there."""
-    path = record_path(folder, experiment, 0)
+    path = record_path(folder, experiment, _ABLATED_SEED)
     return read_record(path).largest("posterior_change") if path.exists() else None
 
 

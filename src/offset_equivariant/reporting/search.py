@@ -23,6 +23,7 @@ class SearchDescription:
             or ``family_options``, or of the strategy or its ``jitter``.
         largest: Whether its largest value is the best, not its smallest.
         decided_at: Saturations over whose mean the metric decides.
+        note: What a reader of the runs must know beside; empty for nothing.
     """
 
     subject: str
@@ -31,6 +32,7 @@ class SearchDescription:
     settings: Mapping[str, str]
     largest: bool = False
     decided_at: tuple[str, ...] = ("0.0",)
+    note: str = ""
 
 
 #: By the name of the folder below ``results``.
@@ -66,6 +68,9 @@ SEARCHES = {
             "Epochs": "epochs",
         },
         largest=True,
+        note="Without an initial γ (–): the original network as it is, whose γ begin at 1; of the equivariant network, "
+        "an earlier generator, whose γ began at 1, too, and whose fill was not yet cut at the brightest visible pixel. "
+        "Runs of 60 and of 150 epochs are of two series, not to be compared with one another.",
     ),
     "search_jitter": SearchDescription(
         "the strengths of `strategy=augmentation`",
@@ -115,7 +120,7 @@ def render_search(records: Iterable[Record], description: SearchDescription) -> 
             f"# Search for {description.subject}",
             "",
             f"Measured on {', '.join(map(str, n))} images held out of the training set; one run each, seed 0. "
-            f"Best first within each family, {_where(decided_at)}.",
+            f"Best first within each family, {_where(decided_at)}. {description.note}".rstrip(),
             "",
             f"| {' | '.join(header)} |",
             f"|---|{'--:|' * (len(header) - 2)}---|",
