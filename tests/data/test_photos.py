@@ -1,4 +1,5 @@
 import io
+import zlib
 
 import cv2
 import numpy as np
@@ -149,6 +150,22 @@ def test_a_palette_is_resolved(tmp_path, pixels):
     image = Image.fromarray((pixels >> 8).astype(np.uint8)).quantize(16)
     image.save(tmp_path / "a.png")
     assert np.array_equal(read_photo(tmp_path / "a.png").pixels, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_transparent_colour_is_transparency(tmp_path, pixels, bits):
+    shown = pixels if bits == 16 else (pixels >> 8).astype(np.uint8)
+    shown[3, 5:9] = colour = np.array([1, 0, 1]) * np.iinfo(shown.dtype).max
+    encoded = cv2.imencode(".png", shown[..., ::-1])[1].tobytes()
+    chunk = b"tRNS" + colour.astype(">u2").tobytes()
+    chunk = len(chunk[4:]).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    (tmp_path / "a.png").write_bytes(encoded[:33] + chunk + encoded[33:])  # behind the header
+    found = read_photo(tmp_path / "a.png")
+    transparent = (shown == colour).all(-1)
+    assert transparent.sum() == 4 and np.array_equal(found.pixels, shown)
+    assert np.array_equal(found.alpha, np.where(transparent, 0, np.iinfo(shown.dtype).max))
+    write_photo(found, tmp_path / "b.png")
+    assert np.array_equal(read_photo(tmp_path / "b.png").alpha, found.alpha)
 
 
 def broken_files(pixels):

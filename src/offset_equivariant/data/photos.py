@@ -107,7 +107,7 @@ def _read_with_pillow(content: bytes) -> Photo:
         mode, info, exif = image.mode, image.info, image.getexif()
         if image.format == "TIFF":
             remove_layout_(exif)
-        if mode == "P":
+        if mode in ("P", "RGB"):  # of both, a colour may be the transparent one
             mode = "RGBA" if "transparency" in info else "RGB"
         if mode not in ("RGB", "RGBA"):
             raise PhotoError(f"has the colour mode {mode}, not RGB; convert it first")
