@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from offset_equivariant import photo_commands
+from offset_equivariant.building.illuminant_estimation import load_estimators
 from offset_equivariant.color import grey_world, linear_to_srgb, srgb_to_linear
 from offset_equivariant.correct import correct_photo, estimate_illuminant, main
 from offset_equivariant.data.photos import Photo, PhotoError, read_photo
@@ -81,6 +82,61 @@ def test_a_channel_without_light_stays_black_and_does_not_count(scene):
     assert not linear[..., 2].any() and estimate[2] == 0
     np.testing.assert_allclose(linear[..., 0].mean(), linear[..., 1].mean(), rtol=0.01)
     np.testing.assert_allclose(linear[..., 0].mean(), 0.25 * 0.5**0.5, rtol=0.02)
+
+
+@pytest.fixture(scope="module")
+def estimators(weights):
+    return load_estimators(weights)[0]
+
+
+@pytest.mark.parametrize("hidden", [0, 37, 255], ids=["black", "of a colour", "white"])
+def test_invisible_margins_have_no_influence(scene, estimators, hidden):
+    visible = as_photo(scene * LIGHT, "srgb")
+    _, expected = correct_photo(visible, estimators, "srgb")
+    pixels = np.full((2 * 60, 2 * 90, 3), np.array([hidden, 255 - hidden, hidden], np.uint8))
+    alpha = np.zeros((2 * 60, 2 * 90), np.uint8)
+    pixels[20:80, 50:140], alpha[20:80, 50:140] = visible.pixels, 255
+    corrected, estimate = correct_photo(Photo(pixels, alpha), estimators, "srgb")
+    assert torch.equal(estimate, expected) and np.array_equal(corrected.alpha, alpha)
+
+
+def test_invisible_pixels_have_no_influence(scene, estimators):
+    """Wherever they are: an estimate is that of the photo with holes without a measurement."""
+    alpha = np.full((64, 64), 255, np.uint8)
+    alpha[10:30, 20:25], alpha[50:, 40:] = 0, 0
+    pixels = as_photo((scene * LIGHT)[np.arange(64) % 60, :64], "srgb").pixels
+    estimates = [
+        correct_photo(Photo(np.where(alpha[..., None] > 0, pixels, np.uint8(hidden)), alpha), estimators, "srgb")[1]
+        for hidden in (0, 90, 255)
+    ]
+    assert torch.equal(estimates[0], estimates[1]) and torch.equal(estimates[0], estimates[2])
+    unlit = torch.from_numpy(np.where(alpha[..., None] > 0, pixels / 255.0, 0)).float()
+    torch.testing.assert_close(estimates[0], estimate_illuminant(srgb_to_linear(unlit.permute(2, 0, 1)), estimators))
+
+
+def test_pixels_weigh_as_much_as_they_are_opaque():
+    image, alpha = torch.rand(3, 128, 256), torch.rand(128, 256)
+    alpha[:2, 4:8] = 0
+
+    def look(small):
+        weights = alpha.reshape(64, 2, 64, 4)
+        expected = (image.reshape(3, 64, 2, 64, 4) * weights).sum((2, 4)) / weights.sum((1, 3))
+        expected[:, 0, 1] = 0
+        torch.testing.assert_close(small[0], expected / expected.max())
+        return torch.ones(1, 3)
+
+    estimate_illuminant(image, [look], alpha=alpha)
+
+
+def test_what_is_black_or_transparent_where_it_is_visible_is_refused(scene):
+    pixels = as_photo(scene, "srgb").pixels
+    with pytest.raises(PhotoError, match="all of the photo is transparent: there is no light"):
+        correct_photo(Photo(pixels, np.zeros((60, 90), np.uint8)), [grey_world], "srgb")
+    alpha = np.full((60, 90), 255, np.uint8)
+    alpha[:, 45:] = 0
+    pixels[:, :45] = 0
+    with pytest.raises(PhotoError, match="the photo is black"):
+        correct_photo(Photo(pixels, alpha), [grey_world], "srgb")
 
 
 def test_an_estimate_that_is_no_light_is_refused(scene):

@@ -8,6 +8,7 @@ from PIL import Image, ImageCms, ImageOps
 from offset_equivariant import building, photo_commands
 from offset_equivariant.building.inpainting import load_filler
 from offset_equivariant.color import linear_to_srgb
+from offset_equivariant.data.exif import encode_exif
 from offset_equivariant.data.photos import Photo, PhotoError, read_photo, write_photo
 from offset_equivariant.inpaint import Box, context_of, fill_box, fill_photo, main
 from offset_equivariant.runs import Run
@@ -135,6 +136,39 @@ def test_what_is_in_the_box_is_not_looked_at_and_all_else_keeps_its_bits(linear,
         assert filled.dtype == dtype and np.array_equal(filled[mask], pixels[mask])
         assert not np.array_equal(filled[~mask], pixels[~mask])
         assert np.array_equal(pixels, pixels_of(linear, dtype))  # the photo itself is as it was
+
+
+@pytest.mark.parametrize("box", BOXES, ids=str)
+def test_what_is_invisible_is_not_looked_at(linear, filler, box):
+    pixels = pixels_of(linear, np.uint16)
+    alpha = np.full((100, 120), 65535, np.uint16)
+    alpha[7:50, 5:70], alpha[99, :], alpha[:, 119] = 0, 20000, 20000
+    hidden = np.where(alpha[..., None] > 0, pixels, 65535 - pixels)
+    filled, other = (fill_photo(Photo(values, alpha), box, filler, "linear").pixels for values in (pixels, hidden))
+    assert np.array_equal(filled[box.rows, box.columns], other[box.rows, box.columns])
+    opaque = fill_photo(Photo(pixels, np.full_like(alpha, 65535)), box, filler, "linear").pixels
+    assert np.array_equal(opaque, fill_photo(Photo(pixels), box, filler, "linear").pixels)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_invisible_pixels_are_filled_from_the_nearest_visible_ones(orientation):
+    """Of a photo whose left half is hidden: the colour of its right half, everywhere."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    seen, alpha = np.full((100, 120, 3), [200, 10, 30], np.uint8), np.zeros((100, 120), np.uint8)
+    seen[:, 60:], alpha[:, 60:] = (20, 90, 150), 255
+    turns = {1: 0, 6: 1}[orientation]
+    photo = Photo(np.rot90(seen, turns).copy(), np.rot90(alpha, turns).copy(), encode_exif(exif))
+    assert np.array_equal(photo.upright, seen) and np.array_equal(photo.upright_alpha, alpha)
+    filled = fill_photo(photo, Box(20, 30, 50, 40), lambda shown: shown[:, :3, 32:96, 32:96], "srgb")
+    assert (filled.upright[30:70, 20:70] == (20, 90, 150)).all() and np.array_equal(filled.alpha, photo.alpha)
+
+
+def test_a_box_with_nothing_visible_around_it_is_refused(linear):
+    alpha = np.zeros((100, 120), np.uint8)
+    alpha[30:50, 40:60] = 255
+    with pytest.raises(PhotoError, match=r"all around the box, .*, is transparent; make visible"):
+        fill_photo(Photo(pixels_of(linear, np.uint8), alpha), Box(40, 30, 20, 20), centre_of, "srgb")
 
 
 def test_what_is_around_the_box_matters(linear, filler):

@@ -22,6 +22,7 @@ from offset_equivariant.photo_commands import (
     Encoding,
     add_photo_arguments,
     convert_photos,
+    decode_alpha,
     decode_pixels,
     default_weights,
     encode_pixels,
@@ -33,16 +34,39 @@ _EXPERIMENT = "table3_equivariant_filled"
 _ENDING = "corrected"
 
 
-def estimate_illuminant(linear: Tensor, estimators: Sequence[Estimator], size: int = 64) -> Tensor:
+def estimate_illuminant(
+    linear: Tensor, estimators: Sequence[Estimator], size: int = 64, alpha: Tensor | None = None
+) -> Tensor:
     """Return the colour of the light in a linear image ``(3, H, W)``, ``(3,)``, of unit norm.
 
     The image is reduced to ``size`` x ``size`` pixels by averaging areas; the estimators' geometric mean counts.
+
+    Args:
+        linear: the image.
+        estimators: linear images ``(N, 3, size, size)`` to illuminants ``(N, 3)``.
+        size: of the images that the estimators take.
+        alpha: opacity ``(H, W)``, 0 to 1, somewhere positive, or None where all is visible. Pixels weigh as much in the
+            averages, and areas without a visible pixel are black, as the parts without a measurement are in the images
+            that the networks have learned from. Invisible margins are cut off.
     """
+    if alpha is not None:
+        rows, columns = _extent(alpha.amax(1)), _extent(alpha.amax(0))
+        linear, alpha = linear[:, rows, columns], alpha[rows, columns]
+        linear = linear * alpha
     small = torch.nn.functional.adaptive_avg_pool2d(linear[None], size)
+    if alpha is not None:
+        share = torch.nn.functional.adaptive_avg_pool2d(alpha[None, None], size)
+        small = torch.where(share > 0, small / share, 0)
     small = small / small.amax().clamp(min=torch.finfo(small.dtype).tiny)
     with torch.no_grad():
         logs = torch.stack([estimator(small)[0].log() for estimator in estimators])
     return torch.nn.functional.normalize(logs.mean(0).exp(), dim=0)
+
+
+def _extent(visible: Tensor) -> slice:
+    """From the first to the last positive of some values ``(N,)``."""
+    places = visible.nonzero().flatten()
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def correct_photo(
@@ -51,7 +75,8 @@ def correct_photo(
     """Return the photo as if its light were white, and the estimate, ``(3,)``.
 
     The three channels are divided by the estimate, relative to its geometric mean (:func:`offset_equivariant.color.
-    balance`); what exceeds the range is clipped. A channel that is black everywhere tells nothing and stays black.
+    balance`); what exceeds the range is clipped. Invisible pixels have no influence. A channel that is black in all
+    others tells nothing and stays as it is.
 
     Args:
         photo: of any size.
@@ -60,13 +85,16 @@ def correct_photo(
         size: of the images that the estimators take.
 
     Raises:
-        PhotoError: if the photo is black, or the estimate is no light.
+        PhotoError: if the photo is black or invisible, or the estimate is no light.
     """
     linear = decode_pixels(photo.pixels, encoding)
-    lit = (linear > 0).flatten(1).any(1)
+    alpha = None if photo.alpha is None else decode_alpha(photo.alpha)
+    if alpha is not None and not bool(alpha.any()):
+        raise PhotoError("all of the photo is transparent: there is no light to estimate; make something of it visible")
+    lit = (linear > 0 if alpha is None else (linear > 0) & (alpha > 0)).flatten(1).any(1)
     if not bool(lit.any()):
         raise PhotoError("the photo is black: there is no light to estimate")
-    estimate = estimate_illuminant(linear, estimators, size)
+    estimate = estimate_illuminant(linear, estimators, size, alpha)
     if not bool((estimate.isfinite() & (estimate > 0)).all()):
         raise PhotoError(f"the estimate {estimate.tolist()} is no light; use the weights of an equivariant network")
     estimate = torch.where(lit, estimate, 0)

@@ -24,6 +24,7 @@ from offset_equivariant.photo_commands import (
     Encoding,
     add_photo_arguments,
     convert_photos,
+    decode_alpha,
     decode_pixels,
     default_weights,
     encode_pixels,
@@ -75,7 +76,7 @@ class Box:
             raise PhotoError(f"the box {self} is the whole photo; leave something around it to fill it from")
 
 
-def context_of(linear: Tensor, box: Box) -> Tensor:
+def context_of(linear: Tensor, box: Box, alpha: Tensor | None = None) -> Tensor:
     """Return what the network is shown of a linear image ``(3, H, W)``: ``(3, 128, 128)``, the box its centre.
 
     It is the box with half of its width to the left and to the right, and half of its height above and below, each axis
@@ -83,14 +84,22 @@ def context_of(linear: Tensor, box: Box) -> Tensor:
     hole would be pixels that are known, and those along its long sides, which the fill has to meet, would be hidden.
 
     A pixel of the result is the mean of the image's around its place, weighted by a triangle (bilinear interpolation,
-    antialiased), of those outside the box alone. Beyond the image's borders it is the nearest pixel that has such a
-    mean: at most borders a replication, but never of the box.
+    antialiased), of those outside the box alone, and by their opacity ``alpha``, ``(H, W)``, 0 to 1, if there is one.
+    Beyond the image's borders, and where it is invisible, it is the nearest pixel that has such a mean: at most borders
+    a replication, but never of the box.
+
+    Raises:
+        PhotoError: if nothing outside the box is visible.
     """
-    visible = linear.new_ones(linear.shape[1:])
+    visible = linear.new_ones(linear.shape[1:]) if alpha is None else alpha.clone()
     visible[box.rows, box.columns] = 0
     rows = _triangles(box.y, box.height, linear.shape[1]).to(linear)
     columns = _triangles(box.x, box.width, linear.shape[2]).to(linear).T
     weight = rows @ visible @ columns
+    if not bool((weight > 0).any()):
+        raise PhotoError(
+            "all around the box, as far as half its size, is transparent; make visible what to fill it from"
+        )
     mean = rows @ (linear * visible) @ columns / weight
     places = distance_transform_edt(
         (weight == 0).numpy(), sampling=(box.height, box.width), return_distances=False, return_indices=True
@@ -113,17 +122,17 @@ def _shown(start: int, length: int) -> slice:
     return slice(max(0, start - margin), start + length + margin)
 
 
-def fill_box(linear: Tensor, box: Box, filler: Filler) -> Tensor:
+def fill_box(linear: Tensor, box: Box, filler: Filler, alpha: Tensor | None = None) -> Tensor:
     """Return what belongs into a box of a linear image ``(3, H, W)``, linear RGB from 0 on, ``(3, height, width)``.
 
-    What the image holds there is not looked at. Times a light's colour, the image's fill is the fill times that colour,
-    if the filler is equivariant.
+    What the image holds there is not looked at, nor what is invisible by its opacity ``alpha``, ``(H, W)``. Times a
+    light's colour, the image's fill is the fill times that colour, if the filler is equivariant.
 
     Raises:
-        PhotoError: if the filler's answer is not finite.
+        PhotoError: if nothing around the box is visible, or the filler's answer is not finite.
     """
     with torch.no_grad():
-        fill = filler(context_of(linear, box)[None])
+        fill = filler(context_of(linear, box, alpha)[None])
     if not bool(fill.isfinite().all()):
         raise PhotoError("the network's fill is not finite; use the weights of a training that has not diverged")
     return interpolate(fill, (box.height, box.width), mode="bicubic", antialias=True)[0].clamp(min=0)
@@ -139,16 +148,18 @@ def fill_photo(photo: Photo, box: Box, filler: Filler, encoding: Encoding) -> Ph
         encoding: of the photo's pixels; it is kept.
 
     Raises:
-        PhotoError: if the box is not inside the photo, or is all of it, or the filler's answer is not finite.
+        PhotoError: if the box is not inside the photo, or is all of it, if nothing around it is visible, or the
+            filler's answer is not finite.
     """
     filled = replace(photo, pixels=photo.pixels.copy())
-    upright = filled.upright
+    upright, transparency = filled.upright, filled.upright_alpha
     height, width = upright.shape[:2]
     box.check_inside(width, height)
     # Only what the network is shown is decoded.
     rows, columns = _shown(box.y, box.height), _shown(box.x, box.width)
     linear = decode_pixels(upright[rows, columns], encoding)
-    fill = fill_box(linear, replace(box, x=box.x - columns.start, y=box.y - rows.start), filler)
+    alpha = None if transparency is None else decode_alpha(transparency[rows, columns])
+    fill = fill_box(linear, replace(box, x=box.x - columns.start, y=box.y - rows.start), filler, alpha)
     upright[box.rows, box.columns] = encode_pixels(fill, encoding, upright.dtype)
     return filled
 

@@ -33,6 +33,11 @@ def decode_pixels(pixels: npt.NDArray[Any], encoding: Encoding) -> Tensor:
     return torch.from_numpy(table[pixels]).permute(2, 0, 1)
 
 
+def decode_alpha(alpha: npt.NDArray[Any]) -> Tensor:
+    """Return opacity, 0 (invisible) to 1, ``(H, W)``, float32, of transparency as uint8 or uint16."""
+    return torch.from_numpy(alpha.astype(np.float32) / np.iinfo(alpha.dtype).max)
+
+
 def encode_pixels(linear: Tensor, encoding: Encoding, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Return linear RGB ``(3, H, W)``, clipped to 0 to 1, as pixels ``(H, W, 3)`` of the type, uint8 or uint16."""
     top = float(np.iinfo(np.dtype(dtype)).max)

@@ -44,7 +44,7 @@ def with_prefix(exif: bytes) -> bytes:
 
 
 def turn_upright(pixels: npt.NDArray[Any], exif: bytes) -> npt.NDArray[Any]:
-    """Return a view of stored pixels ``(H, W, 3)`` as they are to be seen, ``(H, W, 3)`` or ``(W, H, 3)``."""
+    """Return a view of stored pixels ``(H, W, ...)`` as they are to be seen, ``(H, W, ...)`` or ``(W, H, ...)``."""
     orientation = decode_exif(exif).get(_ORIENTATION, 1) if exif else 1
     axes, transposed = _TO_UPRIGHT.get(orientation, _TO_UPRIGHT[1])
     turned = np.flip(pixels, axes)

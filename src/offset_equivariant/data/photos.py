@@ -63,8 +63,20 @@ class Photo:
         Raises:
             PhotoError: if the EXIF data are damaged.
         """
+        return self._turned(self.pixels)
+
+    @property
+    def upright_alpha(self) -> npt.NDArray[Any] | None:
+        """The transparency as the photo is seen, (H, W) or (W, H): a view of ``alpha``, or None.
+
+        Raises:
+            PhotoError: if the EXIF data are damaged.
+        """
+        return None if self.alpha is None else self._turned(self.alpha)
+
+    def _turned(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
         try:
-            return turn_upright(self.pixels, self.exif)
+            return turn_upright(stored, self.exif)
         except Exception as error:  # damaged data fail in many ways
             raise PhotoError(
                 f"EXIF data, which say how the photo is turned, are damaged; remove them: {error}"
