@@ -168,6 +168,55 @@ def test_a_transparent_colour_is_transparency(tmp_path, pixels, bits):
     assert np.array_equal(read_photo(tmp_path / "b.png").alpha, found.alpha)
 
 
+@pytest.mark.parametrize("source", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("target", [".jpg", ".png", ".tif"])
+def test_the_resolution_is_kept(tmp_path, pixels, source, target):
+    image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    image.save(tmp_path / f"a{source}", dpi=(300, 150))
+    write_photo(read_photo(tmp_path / f"a{source}"), tmp_path / f"b{target}")
+    with Image.open(tmp_path / f"b{target}") as written:
+        assert tuple(map(float, written.info["dpi"])) == pytest.approx((300, 150), abs=0.02)  # PNG counts a metre's
+
+
+@pytest.mark.parametrize("dpi", [(0, 0), (1e6, 1e6), (300, 0.1)])
+def test_a_resolution_that_makes_no_sense_is_left_out(tmp_path, pixels, dpi):
+    Image.fromarray((pixels >> 8).astype(np.uint8)).save(tmp_path / "a.png", dpi=dpi)
+    found = read_photo(tmp_path / "a.png")
+    assert found.dpi is None
+    write_photo(found, tmp_path / "b.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".gif"])
+def test_several_frames_or_pages_are_refused(tmp_path, pixels, suffix):
+    frames = [Image.fromarray((pixels >> shift).astype(np.uint8)) for shift in (8, 9, 10)]
+    frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
+    with pytest.raises(PhotoError, match=rf"a\{suffix} holds 3 frames or pages, .*; save each as a file of its own"):
+        read_photo(tmp_path / f"a{suffix}")
+
+
+def test_several_pages_of_sixteen_bits_are_refused(tmp_path, pixels):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for _ in range(2):
+            file.write(pixels, photometric="rgb")
+    with pytest.raises(PhotoError, match=r"a\.tif holds 2 frames or pages"):
+        read_photo(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_smaller_copies_in_a_tiff_are_left_out(tmp_path, pixels, deep):
+    shown = pixels if deep else (pixels >> 8).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(shown, photometric="rgb")
+        file.write(np.ascontiguousarray(shown[::4, ::4]), photometric="rgb", subfiletype=1)
+    assert np.array_equal(read_photo(tmp_path / "a.tif").pixels, shown)
+
+
+def test_what_accompanies_a_photo_in_a_jpeg_is_left_out(tmp_path, pixels):
+    image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    image.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[image.resize((9, 6))])
+    assert np.array_equal(read_photo(tmp_path / "a.jpg").pixels, np.asarray(Image.open(tmp_path / "a.jpg")))
+
+
 def broken_files(pixels):
     jpeg = io.BytesIO()
     Image.fromarray((pixels >> 8).astype(np.uint8)).save(jpeg, "JPEG")

@@ -44,12 +44,14 @@ class Photo:
         alpha: (H, W), of the same type, or None.
         exif: EXIF data as bytes, that of the camera, the exposure and the place, without a prefix; empty if none.
         profile: ICC profile; empty if there is none.
+        dpi: pixels an inch, across and down, of 8 bits; of 16, the EXIF data may have them.
     """
 
     pixels: npt.NDArray[Any]
     alpha: npt.NDArray[Any] | None = None
     exif: bytes = b""
     profile: bytes = b""
+    dpi: tuple[float, float] | None = None
 
     @property
     def bits(self) -> int:
@@ -87,9 +89,12 @@ def read_photo(path: Path) -> Photo:
     """Read a photo: JPEG, WebP, PNG or TIFF, 8 or 16 bits a channel.
 
     Pixels are given as they are stored, whatever the EXIF orientation; of an 8-bit TIFF upright, as Pillow gives them.
+    Smaller copies in a TIFF, and what accompanies the photo in a JPEG (previews, maps of gain or depth: MPO), are left
+    out.
 
     Raises:
-        PhotoError: if the file is not there, no image, cut off, or has no three channels of RGB.
+        PhotoError: if the file is not there, no image, cut off, has several frames or pages, or has no three channels
+            of RGB.
     """
     try:
         content = path.read_bytes()
@@ -100,8 +105,10 @@ def read_photo(path: Path) -> Photo:
             return _read_deep_png(content)
         if content.startswith(_BIG_TIFF):
             raise PhotoError("is a BigTIFF; save it as an ordinary TIFF")
-        if content.startswith(_TIFF) and _is_deep_tiff(content):
-            return _read_deep_tiff(content)
+        if content.startswith(_TIFF):
+            _require_one_image(_pages_of_tiff(content))
+            if _is_deep_tiff(content):
+                return _read_deep_tiff(content)
         return _read_with_pillow(content)
     except UnidentifiedImageError as error:
         raise PhotoError(f"{path} is not an image; give one of {', '.join(SUFFIXES)}") from error
@@ -113,8 +120,22 @@ def read_photo(path: Path) -> Photo:
         raise PhotoError(f"{path} is damaged, cut off, or of a kind that is not known here: {error}") from error
 
 
+def _require_one_image(count: int) -> None:
+    if count > 1:
+        raise PhotoError(f"holds {count} frames or pages, and only one could be kept; save each as a file of its own")
+
+
+def _pages_of_tiff(content: bytes) -> int:
+    """How many pages a TIFF has, without smaller copies of the first."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        # A TiffFrame stands for a page that is laid out as another; of such, tifffile makes none unless it is told to.
+        return 1 + sum(not (isinstance(page, tifffile.TiffPage) and page.is_reduced) for page in file.pages[1:])
+
+
 def _read_with_pillow(content: bytes) -> Photo:
     with Image.open(io.BytesIO(content)) as image:
+        if image.format not in ("TIFF", "MPO"):
+            _require_one_image(getattr(image, "n_frames", 1))
         image.load()
         mode, info, exif = image.mode, image.info, image.getexif()
         if image.format == "TIFF":
@@ -125,7 +146,13 @@ def _read_with_pillow(content: bytes) -> Photo:
             raise PhotoError(f"has the colour mode {mode}, not RGB; convert it first")
         pixels = np.asarray(image if mode == image.mode else image.convert(mode))
     alpha = pixels[..., 3] if mode == "RGBA" else None
-    return Photo(pixels[..., :3], alpha, encode_exif(exif), info.get("icc_profile") or b"")
+    return Photo(pixels[..., :3], alpha, encode_exif(exif), info.get("icc_profile") or b"", _usable_dpi(info))
+
+
+def _usable_dpi(info: dict[str | tuple[int, int], Any]) -> tuple[float, float] | None:
+    """The resolution that Pillow has found, if every format can hold it."""
+    across, down = map(float, info.get("dpi", (0, 0)))
+    return (across, down) if 1 <= across < 65535 and 1 <= down < 65535 else None
 
 
 def _is_deep_tiff(content: bytes) -> bool:
@@ -142,6 +169,7 @@ def _read_deep_png(content: bytes) -> Photo:
         raise PhotoError("has one channel, not RGB")
     pixels, alpha = np.ascontiguousarray(decoded[..., 2::-1]), decoded[..., 3] if decoded.shape[2] == 4 else None
     with Image.open(io.BytesIO(content)) as image:
+        _require_one_image(getattr(image, "n_frames", 1))
         image.load()  # EXIF data may stand behind the pixels
         exif = without_prefix(image.info.get("exif", b""))
         return Photo(pixels, alpha, exif, image.info.get("icc_profile") or b"")
@@ -198,6 +226,8 @@ def _encoded_by_pillow(photo: Photo, channels: npt.NDArray[Any], form: str) -> b
             remove_layout_(options["exif"])
     if photo.profile:
         options["icc_profile"] = photo.profile
+    if photo.dpi is not None and form != "WEBP":
+        options["dpi"] = photo.dpi
     buffer = io.BytesIO()
     Image.fromarray(channels).save(buffer, form, **options)
     return buffer.getvalue()
