@@ -11,6 +11,7 @@ from offset_equivariant.color import grey_world, linear_to_srgb, srgb_to_linear
 from offset_equivariant.correct import correct_photo, estimate_illuminant, main
 from offset_equivariant.data.photos import Photo, PhotoError, read_photo
 from offset_equivariant.experiment import run_experiment
+from offset_equivariant.photo_commands import output_paths
 from offset_equivariant.reporting.tracking import NullTracker
 from offset_equivariant.runs import Run
 
@@ -178,6 +179,19 @@ def test_files_that_fail_are_named_and_the_others_go_on(scene, weights, tmp_path
     assert main([names[1], "-o", str(tmp_path / "x.tif"), "--weights", str(weights)]) == 0
     assert main([names[1], "-o", str(tmp_path / "new"), "--weights", str(weights)]) == 0
     assert (tmp_path / "new" / "good_corrected.jpg").exists()
+
+
+@pytest.mark.parametrize("name", ["result.bmp", "result.JPGG", "photos.2024"])
+def test_an_output_of_an_unknown_format_is_refused(tmp_path, name):
+    photos, output = [tmp_path / "a.jpg", tmp_path / "b.png"], tmp_path / name
+    known = ".jpg, .jpeg, .png, .tif, .tiff, .webp"
+    for given in (photos, photos[:1]):
+        with pytest.raises(
+            PhotoError, match=rf"{name}: unknown format '\{output.suffix}'; give .* ends in {known}, or"
+        ):
+            output_paths(given, output, "corrected")
+    output.mkdir()
+    assert output_paths(photos, output, "corrected") == [output / "a_corrected.jpg", output / "b_corrected.png"]
 
 
 def test_what_cannot_begin_is_said(tmp_path, weights, capsys, monkeypatch):

@@ -73,12 +73,17 @@ def default_weights(experiment: str) -> Path:
 def output_paths(photos: Sequence[Path], output: Path | None, ending: str) -> list[Path]:
     """Return where the outputs go: beside each photo, into the folder ``output``, or one to the file ``output``.
 
-    What does not end like a photo's name is a folder.
+    A folder is what is one already, or has no suffix.
 
     Raises:
         PhotoError: if two photos would go to one file, or a format is unknown.
     """
-    if output is not None and not output.is_dir() and output.suffix.lower() in SUFFIXES:
+    if output is not None and not output.is_dir() and output.suffix:
+        if output.suffix.lower() not in SUFFIXES:
+            raise PhotoError(
+                f"{output}: unknown format {output.suffix!r}; give a file that ends in {', '.join(SUFFIXES)}, or a "
+                "folder, which must be there if it has a dot in its name"
+            )
         if len(photos) > 1:
             raise PhotoError(f"{output} is one file, and there are several photos; give a folder")
         return [output]
