@@ -238,6 +238,31 @@ def test_imagenette_is_found_by_size(tmp_path):
         load_imagenette("train", [tmp_path], variant="64px")
 
 
+@pytest.mark.parametrize(("split", "there", "missing"), [("test", "train", "val"), ("train", "val", "train")])
+@pytest.mark.parametrize("download", [True, False])
+def test_half_a_copy_of_imagenette_is_refused(tmp_path, monkeypatch, split, there, missing, download):
+    """And not completed by images of another size."""
+    monkeypatch.setattr("torchvision.datasets.Imagenette", lambda *arguments, **options: pytest.fail("downloads"))
+    for folder in ("imagenette128", "imagenette2-160"):
+        root = tmp_path / folder
+        root.mkdir()
+        whole = put_tree(tmp_path / "whole" / folder, tuple(CLASSES), 1, 1)
+        (whole / there).rename(root / there)
+        said = rf"the folder {root / missing} of imagenette \({split}\) is missing; .*, remove {root} and do it again"
+        with pytest.raises(ImageDataError, match=said):
+            load_imagenette(split, [tmp_path], subset=True, download=download, progress=False)
+        (root / there).rename(whole / there)
+        root.rmdir()
+
+
+def test_a_whole_copy_of_imagenette_comes_before_a_part(tmp_path):
+    (put_tree(tmp_path / "imagenette128", tuple(CLASSES), 1, 1) / "val").rename(tmp_path / "elsewhere")
+    assert load_imagenette("train", [tmp_path], subset=True, progress=False).note == "Imagenette, images of 128px"
+    put_tree(tmp_path / "imagenette2", tuple(CLASSES), 1, 1)
+    for split in ("train", "test"):
+        assert load_imagenette(split, [tmp_path], subset=True, progress=False).note == "Imagenette, images of full"
+
+
 def test_imagenette_is_downloaded_where_it_is_not_there(tmp_path, monkeypatch, caplog):
     asked = []
 

@@ -80,11 +80,16 @@ def read_image_folder(
         progress: whether to show a progress bar.
 
     Raises:
-        ImageDataError: when classes or images are missing or too many, the two splits' classes differ, or a file of the
-            sample is damaged; names folders and files.
+        ImageDataError: when the split's folder, classes or images are missing, or images too many, the two splits'
+            classes differ, or a file of the sample is damaged; names folders and files.
     """
     check_split(split)
     folder = root / SPLIT_FOLDERS[split]
+    if not folder.is_dir():
+        raise ImageDataError(
+            f"the folder {folder} of {published.name} ({split}) is missing; if copying or unpacking was interrupted, "
+            f"remove {root} and do it again"
+        )
     wnids = _wnids_in(folder)
     _check_classes(root, wnids, published, subset)
     names: list[bytes] = []

@@ -70,8 +70,8 @@ def load_imagenette(
     Args:
         split: ``"train"`` or ``"test"``, which are the validation images.
         directories: folders to search for those of `FOLDERS`, in order; a download goes into the first.
-        variant: size of the images as they are stored, in pixels; None for whichever is there, the smallest first, or
-            else a download of 160 pixels. The variant found is the ``note`` of the images.
+        variant: size of the images as they are stored, in pixels; None for whichever is there, whole copies first, then
+            the smallest, or else a download of 160 pixels. The variant found is the ``note`` of the images.
         shorter_side: of an image in evaluation, in pixels, before the central crop.
         size: height and width of the crops, in pixels.
         subset: whether some of the classes or images are enough.
@@ -92,7 +92,10 @@ def load_imagenette(
         raise ValueError("directories is empty; name at least one folder to look for Imagenette in")
     wanted = tuple(FOLDERS) if variant is None else (variant,)
     candidates = [(v, directory / FOLDERS[v]) for v in wanted for directory in directories]
-    found = next(((v, root) for v, root in candidates if (root / SPLIT_FOLDERS[split]).is_dir()), None)
+    # A whole copy before one of this split alone, so that both splits are of the same size. One of the other split
+    # alone is refused when it is read: it was not copied to its end, and a download may be of another size.
+    best = max(candidates, key=lambda candidate: _completeness(candidate[1], split))
+    found = best if _completeness(best[1], split) else None
     if found is None:
         chosen = variant or DOWNLOADED
         found = chosen, directories[0] / FOLDERS[chosen]
@@ -111,6 +114,11 @@ def load_imagenette(
         progress=progress,
     )
     return replace(files, classes=tuple(CLASSES.get(wnid, wnid) for wnid in files.wnids))
+
+
+def _completeness(root: Path, split: Split) -> int:
+    """3 for a folder with both splits, 2 for this split alone, 1 for the other alone, 0 for none."""
+    return sum((2 if s == split else 1) * (root / folder).is_dir() for s, folder in SPLIT_FOLDERS.items())
 
 
 def _how_to_get_it(split: Split, roots: Sequence[Path], failure: str) -> str:
