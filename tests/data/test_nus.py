@@ -123,6 +123,17 @@ def test_several_cameras_and_their_official_folds(official, tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("fold", [0, 1, 2])
+def test_an_image_that_is_none_of_nus_is_refused(tmp_path, fold):
+    content = arrays() | {"names": np.array([*NAMES[:2], "Canon600D_9999"])}
+    content["folds"][2] = fold
+    put(tmp_path, **content)
+    with pytest.raises(
+        IlluminantDataError, match=r"1 of 3 images have no fold in .*, the first is Canon600D_9999; prep"
+    ):
+        load(tmp_path)
+
+
 def test_every_image_has_an_official_fold(official, tmp_path):
     folds = official_folds()
     assert len(folds) == 1853 and np.bincount(list(folds.values())).tolist() == [622, 622, 609]
@@ -261,15 +272,18 @@ def test_png_of_16_bits_is_read_exactly(tmp_path):
     assert np.array_equal(read_png16(tmp_path / "a.png"), sensor_image(3))
 
 
+NAMES = ("Canon600D_0001", "Canon600D_0002", "FujifilmXM1_0001")
+
+
 def arrays(count=3, size=12):
     generator = np.random.default_rng(0)
     illuminants = generator.uniform(0.2, 1, (count, 3))
     return {
         "images": generator.integers(0, 65536, (count, size, size, 3)).astype(np.uint16),
         "illuminants": illuminants / np.linalg.norm(illuminants, axis=1, keepdims=True),
-        "names": np.array([f"image {number}" for number in range(count)]),
+        "names": np.array(NAMES),
         "cameras": np.array(["A", "B", "B"]),
-        "folds": np.array([0, 2, 1], np.int8),
+        "folds": np.array([official_folds()[name] for name in NAMES], np.int8),
     }
 
 
@@ -289,12 +303,12 @@ WRONG = {
     "another size": ({"images": np.zeros((3, 8, 12, 3), np.uint16)}, r"got uint16 \(3, 8, 12, 3\)"),
     "black image": (
         {"images": arrays()["images"] * np.array([1, 1, 0], np.uint16)[:, None, None, None]},
-        "no light.*image 2",
+        "no light.*FujifilmXM1_0001",
     ),
     "illuminants' shape": ({"illuminants": np.ones((3, 2))}, r"illuminants must be float64 of shape \(3, 3\)"),
     "an image without a label": (
         {"illuminants": arrays()["illuminants"][:2]},
-        "there are 3 images, but 2 illuminants; the first image without one is image 2",
+        "there are 3 images, but 2 illuminants; the first image without one is FujifilmXM1_0001",
     ),
     "zero illuminant": (
         {"illuminants": np.eye(3)},
@@ -302,9 +316,9 @@ WRONG = {
     ),
     "not a number": (
         {"illuminants": np.array([[0.6, 0.8, np.nan]] * 3)},
-        "an illuminant that is not finite and positive in every component: image 0, image 1, image 2",
+        "an illuminant that is not finite and positive in every component: " + ", ".join(NAMES),
     ),
-    "norm": ({"illuminants": np.ones((3, 3))}, "an illuminant whose norm is not 1: image 0"),
+    "norm": ({"illuminants": np.ones((3, 3))}, "an illuminant whose norm is not 1: Canon600D_0001"),
     "same name": ({"names": np.array(["a", "b", "a"])}, "more than one image of the name a"),
 }
 
@@ -329,7 +343,7 @@ def test_pixels_outside_the_range_are_refused(value):
     content = arrays()
     images = torch.from_numpy(content["images"].astype(np.float32)).permute(0, 3, 1, 2) / 65535
     images[1, 2, 3, 4] = value
-    with pytest.raises(IlluminantDataError, match="not finite and in 0 to 1: image 1"):
+    with pytest.raises(IlluminantDataError, match="not finite and in 0 to 1: Canon600D_0002"):
         IlluminantImages(
             "nus",
             images,
@@ -345,8 +359,9 @@ def test_pixels_outside_the_range_are_refused(value):
 def test_subsets_keep_what_belongs_together(tmp_path):
     put(tmp_path, **arrays())
     images = load(tmp_path)
-    part = images.subset([2, 0])
-    assert (part.names, part.cameras, part.folds.tolist()) == (("image 2", "image 0"), ("B", "A"), [1, 0])
+    part, folds = images.subset([2, 0]), [official_folds()[NAMES[2]], official_folds()[NAMES[0]]]
+    assert folds[0] != folds[1]
+    assert (part.names, part.cameras, part.folds.tolist()) == ((NAMES[2], NAMES[0]), ("B", "A"), folds)
     assert torch.equal(part.images, images.images[[2, 0]]) and torch.equal(part.illuminants, images.illuminants[[2, 0]])
     assert part.sha256 == fingerprint(part.images, part.illuminants) != images.sha256
     assert images.subset(range(3)).sha256 == images.sha256

@@ -53,8 +53,9 @@ def load_nus(directories: Sequence[Path], size: int = 64) -> IlluminantImages:
 
     Raises:
         DataNotFoundError: when there is no prepared file of that size; says how to make it.
-        IlluminantDataError: when the file, or an image in it, cannot be used, or has another fold than the official
-            one: networks of other users would be tested on images they have learned from.
+        IlluminantDataError: when the file, or an image in it, cannot be used, is none of NUS by its name, or has
+            another fold than the official one: networks of other users would be tested on images they have learned
+            from.
     """
     paths = [prepared_path(directory, size) for directory in directories]
     path = next((path for path in paths if path.exists()), None)
@@ -67,7 +68,13 @@ def load_nus(directories: Sequence[Path], size: int = 64) -> IlluminantImages:
         )
     images = read_prepared(path, size)
     folds = official_folds()
-    other = [n for n, fold in zip(images.names, images.folds.tolist(), strict=True) if folds.get(n, fold) != fold]
+    unknown = [name for name in images.names if name not in folds]
+    if unknown:
+        raise IlluminantDataError(
+            f"{path}: {len(unknown)} of {len(images)} images have no fold in {_FOLDS.name}, the first is {unknown[0]}; "
+            "prepare the file anew from NUS alone, of files that have their official names"
+        )
+    other = [n for n, fold in zip(images.names, images.folds.tolist(), strict=True) if folds[n] != fold]
     if other:
         raise IlluminantDataError(
             f"{path}: {len(other)} of {len(images)} images have another fold than {_FOLDS.name} gives them, the first "
