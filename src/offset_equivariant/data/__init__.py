@@ -113,6 +113,7 @@ def describe_dataset(name: str, **options: Any) -> DatasetDescription:
 
     Raises:
         ValueError: when the name is unknown, or an option is out of range.
+        NotImplementedError: when nothing is known here of a data set of the registry.
     """
     _loader(name)
     if name in _PUBLISHED:
@@ -124,5 +125,7 @@ def describe_dataset(name: str, **options: Any) -> DatasetDescription:
         return DatasetDescription(
             DRAWN_CLASSES, {"train": options.get("n_train", 128), "test": options.get("n_test", 64)}
         )
+    if name != "synthetic":
+        raise NotImplementedError(f"the data set {name!r} has no description; add it to describe_dataset")
     chosen = synthetic_arguments(**options)
     return DatasetDescription(chosen["classes"], {"train": chosen["n_train"], "test": chosen["n_test"]})
