@@ -1,12 +1,13 @@
 """Writing a file in one step, and having it to oneself."""
 
-import fcntl
 import logging
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,19 @@ def locked(path: Path) -> Iterator[None]:
 
     The operating system releases the lock when the process ends, however it ends. The file stays: were it removed, a
     waiting process and a new one could hold locks on two different files of that name.
+
+    Raises:
+        OSError: if the file cannot be made, or its file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for the process that holds %s", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    # Where a file system has no locks, filelock would make do with the file's existence, which outlives its process.
+    lock = FileLock(path, fallback_to_soft=False, preserve_lock_file=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.info("waiting for the process that holds %s", path)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
