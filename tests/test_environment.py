@@ -1,5 +1,6 @@
 """The lock, pyproject.toml, environment.yml, the Makefile and .ci/run describe one and the same environment."""
 
+import ast
 import os
 import re
 import shutil
@@ -55,6 +56,20 @@ def test_lock_names_each_package_once_with_an_exact_version() -> None:
 def test_lock_pins_direct_dependency_within_its_range(requirement: Requirement) -> None:
     assert canonicalize_name(requirement.name) in LOCK, f"{requirement.name} is missing in requirements.lock"
     assert locked_version(requirement.name) in requirement.specifier
+
+
+def test_whatever_the_package_depends_on_is_imported() -> None:
+    imported: set[str] = set()
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    providers = metadata.packages_distributions()
+    used = {canonicalize_name(name) for module in imported for name in providers.get(module, [])}
+    required = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
+    assert required - used == set(), "required, and never imported"
 
 
 def test_lock_is_complete() -> None:
