@@ -1,8 +1,11 @@
 # Needs Python >= 3.11 and Make. Every target that runs something first sets up .venv from requirements.lock.
 
-PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# Unless another is named, the interpreter is that of .venv, if there is one that runs.
+ifeq ($(origin PYTHON),undefined)
+  PYTHON := $(if $(shell $(PY) --version 2>/dev/null),$(PY),python3)
+endif
 
 # Of make reproduce-table<N>.
 FROM ?= released
@@ -28,12 +31,18 @@ help: ## List the targets
 
 install: $(STAMP) ## Create .venv with the versions of requirements.lock (PYTHON=python3.12 to choose the interpreter)
 
+# Whatever the stamp says, a .venv of another Python, or of one that is gone, is made anew.
+ifneq ($(shell $(PY) --version 2>/dev/null),$(or $(shell $(PYTHON) --version 2>/dev/null),none))
+  .PHONY: $(STAMP)
+endif
+
 # The stamp is written last: an interrupted installation has none and is repeated.
 $(STAMP):
-	@rm -f $(VENV)/.installed-*
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'Python >= 3.11 is needed, and "$(PYTHON)" is not: name one, as in make PYTHON=python3.12 ...' >&2; exit 1; }
-	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $(VENV)/.installed-*
+	@{ test "$$($(PY) --version)" = "$$($(PYTHON) --version)" && $(PY) -m pip --version; } >/dev/null 2>&1 \
+		|| $(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements.lock
 	$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -40,8 +41,9 @@ def locked_version(name: str) -> Version:
 
 
 def make(*arguments: str) -> str:
-    # Make hands its own state to its children through these; the calls here must not see it.
-    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    # Make hands its own state to its children through the first three; the calls here must not see it.
+    not_meant = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON")
+    environment = {key: value for key, value in os.environ.items() if key not in not_meant}
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
 
@@ -143,9 +145,48 @@ def test_each_target_first_installs_the_lock(target: str, tmp_path: Path) -> Non
 
 @needs_make
 def test_second_install_has_nothing_to_do(tmp_path: Path) -> None:
-    (stamp,) = re.findall(r"touch (\S+)", make("--dry-run", "install", f"VENV={tmp_path}"))
-    Path(stamp).touch()
+    install_nothing(tmp_path)
     assert "pip" not in make("--dry-run", "install", f"VENV={tmp_path}")
+    assert "pip" not in make("--dry-run", "install", f"VENV={tmp_path}", f"PYTHON={sys.executable}")
+
+
+def install_nothing(venv: Path) -> Path:
+    """Make a folder look installed; return its interpreter, which is the one that runs here."""
+    interpreter = venv / "bin" / "python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.symlink_to(sys.executable)
+    (stamp,) = re.findall(r"touch (\S+)", make("--dry-run", "install", f"VENV={venv}"))
+    Path(stamp).touch()
+    return interpreter
+
+
+@needs_make
+@pytest.mark.parametrize("target", ["install", "lint"])
+def test_another_interpreter_is_installed_for(target: str, tmp_path: Path) -> None:
+    other = tmp_path / "python3.99"
+    other.write_text("#!/bin/sh\necho Python 3.99.1\n")
+    other.chmod(0o755)
+    install_nothing(tmp_path / "venv")
+    commands = make("--dry-run", target, f"VENV={tmp_path}/venv", f"PYTHON={other}")
+    assert f"{other} -m venv --clear {tmp_path}/venv" in commands and "-r requirements.lock" in commands
+
+
+@needs_make
+def test_an_environment_whose_interpreter_is_gone_is_made_anew(tmp_path: Path) -> None:
+    interpreter = install_nothing(tmp_path)
+    interpreter.unlink()
+    interpreter.symlink_to(tmp_path / "python-that-was-removed")
+    commands = make("--dry-run", "lint", f"VENV={tmp_path}")
+    assert f"python3 -m venv --clear {tmp_path}" in commands and "-r requirements.lock" in commands
+
+
+@needs_make
+def test_an_interpreter_that_is_not_there_is_said(tmp_path: Path) -> None:
+    install_nothing(tmp_path)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        make("install", f"VENV={tmp_path}", "PYTHON=python3.99")
+    assert 'Python >= 3.11 is needed, and "python3.99" is not' in failed.value.stderr
+    assert (tmp_path / "bin" / "python").exists() and list(tmp_path.glob(".installed-*"))
 
 
 @needs_make
