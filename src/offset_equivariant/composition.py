@@ -22,6 +22,7 @@ from offset_equivariant.building import check_components
 from offset_equivariant.config import TASKS, ConfigError, Task, task_of
 from offset_equivariant.data import FILE_DATASETS
 from offset_equivariant.runs import Run
+from offset_equivariant.settings import INDIFFERENT
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,6 @@ _SEARCHED: dict[Task, tuple[str, ...]] = {
     "inpainting": ("learning_rate", "weight_decay", "batch_size", "epochs", "inpainting"),
     "colour_constancy": (),
 }
-#: Settings of the training and the data set that change no number.
-_INDECISIVE = ("log_every", "checkpoint_seconds", "download")
 
 
 def checked_run(composed: DictConfig) -> Run:
@@ -101,7 +100,7 @@ def _name_changed_preset(settings: dict[str, Any]) -> None:
     meant = OmegaConf.to_container(composed_words(words), resolve=False)
     assert isinstance(meant, dict)
     sections = ("table", "row", "dataset", "model", "strategy", "train") if known else ("train",)
-    free = (*_INDECISIVE, *_SEARCHED[task]) if preset == "search" else _INDECISIVE
+    free = (*INDIFFERENT, *_SEARCHED[task]) if preset == "search" else INDIFFERENT
     changed = {s: _differences(settings[s], meant[s], free) for s in sections if settings[s] != meant[s]}
     changed = {section: difference for section, difference in changed.items() if difference != {}}
     if changed:
@@ -109,7 +108,10 @@ def _name_changed_preset(settings: dict[str, Any]) -> None:
 
 
 def _differences(given: Any, meant: Any, free: tuple[str, ...]) -> Any:
-    """Return what was given where it is not what was meant, key by key, without the keys ``free``."""
+    """Return what was given where it is not what was meant, key by key, without the keys ``free``.
+
+    Nested as the settings are, unlike what :func:`~.settings.differing_settings` returns: its digest is part of names.
+    """
     if not isinstance(given, dict) or not isinstance(meant, dict):
         return given
     names = [name for name in {**meant, **given} if name not in free]

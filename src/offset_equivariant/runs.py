@@ -14,16 +14,12 @@ from torch import nn
 
 from offset_equivariant import provenance
 from offset_equivariant.config import TRAINING_SECTIONS, ExperimentConfig, experiment_config
-from offset_equivariant.settings import flat_settings
+from offset_equivariant.settings import INDIFFERENT, differing_settings
 from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState, last_means
 from offset_equivariant.training.ranks import is_first
 from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights
-
-#: Settings among those of the training that do not change what is learned: how often a run is looked at or saved, and
-#: where its data come from.
-_IRRELEVANT_TO_TRAINING = {"train": ("log_every", "checkpoint_seconds"), "dataset": ("download",)}
 
 
 class RunDirectoryError(RuntimeError):
@@ -88,8 +84,9 @@ class Run:
     def training_settings(self) -> dict[str, Any]:
         """The part of the settings that decides what is learned, as JSON would give it back."""
         chosen = {name: self.settings[name] for name in TRAINING_SECTIONS}
-        for section, irrelevant in _IRRELEVANT_TO_TRAINING.items():
-            chosen[section] = {k: v for k, v in chosen[section].items() if k not in irrelevant}
+        for section, settings in chosen.items():
+            if isinstance(settings, Mapping):
+                chosen[section] = {name: value for name, value in settings.items() if name not in INDIFFERENT}
         plain: dict[str, Any] = json.loads(json.dumps(chosen))
         return plain
 
@@ -188,13 +185,8 @@ class Run:
 
 
 def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    before, now = flat_settings(old), flat_settings(new)
-    # A setting that is absent is one that came later, and its null means what was done before it came.
-    differences = [
-        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
+    differing = differing_settings(old, new)
+    differences = [f"{name}: {before!r} there, {now!r} now" for name, (before, now) in differing.items()]
     if differences:
         raise RunDirectoryError(
             f"{what} belongs to other settings ({'; '.join(differences)}). Give the experiment another name=, another "

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: Settings that do not change what is trained or measured.
-_INDIFFERENT = ("checkpoint_seconds", "log_every", "download")
+#: Settings that change nothing that is learned or measured, in whatever section: how often a run is looked at or saved,
+#: and where its data come from.
+INDIFFERENT = ("checkpoint_seconds", "log_every", "download")
 
 
 def flat_settings(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -28,5 +29,15 @@ def decisive_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in flat_settings(config).items()
-        if value is not None and name.rpartition(".")[2] not in _INDIFFERENT
+        if value is not None and name.rpartition(".")[2] not in INDIFFERENT
     }
+
+
+def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the decisive settings in which two configurations differ, sorted: dotted name -> value in each.
+
+    A value is None where its configuration lacks the setting.
+    """
+    ours, theirs = decisive_settings(first), decisive_settings(second)
+    pairs = {name: (ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())}
+    return {name: (a, b) for name, (a, b) in pairs.items() if a != b}

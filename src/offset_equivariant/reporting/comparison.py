@@ -24,7 +24,7 @@ from offset_equivariant.reporting.statistics import (
     proportion_interval,
     widened_by_seeds,
 )
-from offset_equivariant.settings import decisive_settings
+from offset_equivariant.settings import differing_settings
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,8 @@ def group_records(
 
 def _require_same_settings(line: Sequence[Record]) -> None:
     """Refuse to put seeds side by side, or to take their mean, that differ in more than the seed."""
-    first = decisive_settings({**line[0].config, "seed": None})
     for record in line[1:]:
-        other = decisive_settings({**record.config, "seed": None})
-        differing = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        differing = list(differing_settings(*({**r.config, "seed": None} for r in (line[0], record))))
         if (record.n, _tested_on(record)) != (line[0].n, _tested_on(line[0])):
             differing.append("test images")
         if differing:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import numpy as np
 from numpy.typing import NDArray
 
-from offset_equivariant.settings import decisive_settings
+from offset_equivariant.settings import differing_settings
 from offset_equivariant.storage import locked, replace_file
 
 Metrics = dict[str, dict[str, float]]
@@ -335,7 +335,7 @@ def trained_at(records: Iterable[Record]) -> list[str]:
 def _same_subject(old: Record, new: Record) -> bool:
     same = ("experiment", "seed", "checkpoint_sha256", "data_sha256", "n")
     equal = all(getattr(old, name) == getattr(new, name) for name in same)
-    return equal and decisive_settings(old.config) == decisive_settings(new.config)
+    return equal and not differing_settings(old.config, new.config)
 
 
 def _continues(old: Record, new: Record) -> bool:
