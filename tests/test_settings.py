@@ -2,7 +2,13 @@
 
 import pytest
 
-from offset_equivariant.settings import INDIFFERENT, decisive_settings, differing_settings, flat_settings
+from offset_equivariant.settings import (
+    INDIFFERENT,
+    decisive_settings,
+    differing_settings,
+    flat_settings,
+    recorded_settings,
+)
 
 CONFIG = {
     "seed": 0,
@@ -17,6 +23,15 @@ def with_train(**changes):
 
 def test_settings_have_dotted_names():
     assert flat_settings({"a": 1, "b": {"c": None, "d": {"e": [2]}, "f": {}}}) == {"a": 1, "b.c": None, "b.d.e": [2]}
+
+
+def test_a_record_holds_neither_where_it_was_computed_nor_which_saturations():
+    elsewhere = {"mode": "both", "weights": None, "runtime": {"device": "cpu"}, "logger": {}, "paths": {"runs": "runs"}}
+    light = {"seed": 0, "requantize": False}
+    given = {**CONFIG, **elsewhere, "distortion": {**light, "saturations": [0.5]}}
+    assert recorded_settings(given) == {**CONFIG, "distortion": light}
+    assert recorded_settings({**given, "distortion": {**light, "saturation": 0.5}}) == {**CONFIG, "distortion": light}
+    assert given["distortion"]["saturations"] == [0.5]
 
 
 def test_null_and_indifferent_settings_decide_nothing():

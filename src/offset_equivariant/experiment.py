@@ -41,6 +41,7 @@ from offset_equivariant.reporting.records import (
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, Weights
+from offset_equivariant.settings import recorded_settings
 from offset_equivariant.storage import remove_unfinished, replace_file
 from offset_equivariant.tasks.task import Watch
 from offset_equivariant.training.checkpoint import seed_everything
@@ -50,9 +51,6 @@ from offset_equivariant.training.ranks import first_rank_first, is_first, ranks
 from offset_equivariant.training.weights import BALANCING_WEIGHTS
 
 log = logging.getLogger(__name__)
-
-#: Settings that say where and how to compute or what to do, and so are not part of what a number is a result of.
-_UNRECORDED = ("mode", "weights", "runtime", "logger", "paths")
 
 
 def run_experiment(run: Run, tracker: Tracker) -> Record | None:
@@ -109,7 +107,7 @@ def finished_record(run: Run, weights: Weights) -> Record | None:
         record.commit == run.commit
         and not record.dirty
         and record.checkpoint_sha256 == weights.sha256
-        and record.config_sha256 == provenance.config_sha256(recorded_settings(run))
+        and record.config_sha256 == provenance.config_sha256(recorded_settings(run.settings))
         and _balancing_sha256(run.config).items() <= record.data_sha256.items()
         and not record.lacking(run.config.distortion.values())
     )
@@ -222,7 +220,7 @@ def make_record(
 ) -> Record:
     """Tie an evaluation to everything that its numbers come from."""
     config, facts = run.config, weights.facts
-    recorded = recorded_settings(run)
+    recorded = recorded_settings(run.settings)
     return Record(
         experiment=config.record_name,
         table=config.table,
@@ -291,16 +289,6 @@ def _require_same_images(run: Run, notes: Mapping[str, Any], images: Images) -> 
             f"{before[:8]}, that of those now found is {images.sha256[:8]}. Give the paths.data= that it began with, "
             "or train anew under another name="
         )
-
-
-def recorded_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that a record's numbers are a result of.
-
-    Without the saturations: which were measured is what the metrics say, and jobs of one each make one record.
-    """
-    recorded = {name: value for name, value in run.settings.items() if name not in _UNRECORDED}
-    recorded["distortion"] = {k: v for k, v in recorded["distortion"].items() if k not in ("saturation", "saturations")}
-    return recorded
 
 
 def _track(tracker: Tracker, record: Record, metric: str, unit: str) -> None:

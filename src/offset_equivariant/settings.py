@@ -8,6 +8,8 @@ from typing import Any
 #: Settings that change nothing that is learned or measured, in whatever section: how often a run is looked at or saved,
 #: and where its data come from.
 INDIFFERENT = ("checkpoint_seconds", "log_every", "download")
+#: Settings that say where and how to compute or what to do, and so are not part of what a number is a result of.
+_UNRECORDED = ("mode", "weights", "runtime", "logger", "paths")
 
 
 def flat_settings(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -19,6 +21,16 @@ def flat_settings(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         else:
             flat[prefix + name] = value
     return flat
+
+
+def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, of an experiment's settings, those that a record's numbers are a result of.
+
+    Without the saturations: which were measured is what the metrics say, and jobs of one each make one record.
+    """
+    recorded = {name: value for name, value in settings.items() if name not in _UNRECORDED}
+    recorded["distortion"] = {k: v for k, v in recorded["distortion"].items() if k not in ("saturation", "saturations")}
+    return recorded
 
 
 def decisive_settings(config: Mapping[str, Any]) -> dict[str, Any]:
