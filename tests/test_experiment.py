@@ -485,9 +485,15 @@ def test_a_complete_evaluation_is_not_repeated(done, settings, tmp_path, monkeyp
     with caplog.at_level(logging.INFO):
         assert run(chosen, NullTracker()) == first
     assert "the evaluation is complete" in caplog.text
+    assert first is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "evaluate", no_step)
+        assert run(settings("train.log_every=7", "train.checkpoint_seconds=60"), NullTracker()) == first
+        with pytest.raises(AssertionError):  # of other light than was measured
+            run(settings("distortion.saturations=[0.25]"), NullTracker())
     monkeypatch.setattr(runs, "code_version", lambda: ("d" * 40, False))
     again = run(chosen, NullTracker())
-    assert again is not None and first is not None
+    assert again is not None
     assert (again.commit, first.commit) == ("d" * 40, "c" * 40) and again.metrics == first.metrics
 
 

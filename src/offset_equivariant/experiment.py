@@ -41,7 +41,7 @@ from offset_equivariant.reporting.records import (
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, Weights
-from offset_equivariant.settings import recorded_settings
+from offset_equivariant.settings import differing_settings, recorded_settings
 from offset_equivariant.storage import remove_unfinished, replace_file
 from offset_equivariant.tasks.task import Watch
 from offset_equivariant.training.checkpoint import seed_everything
@@ -107,7 +107,7 @@ def finished_record(run: Run, weights: Weights) -> Record | None:
         record.commit == run.commit
         and not record.dirty
         and record.checkpoint_sha256 == weights.sha256
-        and record.config_sha256 == provenance.config_sha256(recorded_settings(run.settings))
+        and not differing_settings(record.config, recorded_settings(run.settings))
         and _balancing_sha256(run.config).items() <= record.data_sha256.items()
         and not record.lacking(run.config.distortion.values())
     )
