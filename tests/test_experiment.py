@@ -21,7 +21,14 @@ from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.data import pixels_sha256, synthetic_images
 from offset_equivariant.evaluation.sweep import sweep
 from offset_equivariant.experiment import run_experiment
-from offset_equivariant.reporting.records import Record, outcomes_path, read_outcomes, read_record, record_path
+from offset_equivariant.reporting.records import (
+    Record,
+    RecordError,
+    outcomes_path,
+    read_outcomes,
+    read_record,
+    record_path,
+)
 from offset_equivariant.reporting.tracking import NullTracker, Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
 from offset_equivariant.storage import locked
@@ -495,6 +502,15 @@ def test_a_complete_evaluation_is_not_repeated(done, settings, tmp_path, monkeyp
     again = run(chosen, NullTracker())
     assert again is not None
     assert (again.commit, first.commit) == ("d" * 40, "c" * 40) and again.metrics == first.metrics
+
+
+def test_damaged_outcomes_stop_an_evaluation_before_its_sweep(finished, tmp_path, monkeypatch):
+    settings, _ = finished
+    path = outcomes_path(tmp_path / "results", NAME, SEED)
+    path.write_bytes(path.read_bytes()[:100])
+    monkeypatch.setattr(experiment, "sweep", no_step)
+    with pytest.raises(RecordError, match=r"seed0\.npz: no file of outcomes, or a damaged one"):
+        run(settings("mode=evaluate", "distortion.saturations=[0.25]"), NullTracker())
 
 
 @pytest.fixture

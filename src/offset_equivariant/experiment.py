@@ -34,7 +34,7 @@ from offset_equivariant.reporting.records import (
     Record,
     read_record,
     record_path,
-    require_mergeable,
+    require_place,
     saturation_key,
     save_evaluation,
 )
@@ -70,7 +70,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
         RunDirectoryError: if the run's directory holds another run.
         FileNotFoundError: if there is nothing to evaluate, or no data.
         ConfigError: if several ranks cannot run it together.
-        RecordError: if the record would lose numbers, see :func:`~.reporting.records.require_mergeable`.
+        RecordError: if the record would lose numbers, see :func:`~.reporting.records.require_place`.
     """
     config = run.config
     if ranks() > 1 and config.task != "recognition":
@@ -181,9 +181,7 @@ def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.devic
         return tqdm(batches, desc=f"evaluate {config.experiment}", disable=None if shown else True)
 
     planned = make_record(run, network, weights, images, Evaluation({}, {}, len(images)), 0.0, device)
-    path = record_path(Path(config.paths.results), planned.experiment, planned.seed)
-    if path.exists():
-        require_mergeable(read_record(path), planned, map(saturation_key, config.distortion.values()))
+    require_place(Path(config.paths.results), planned, map(saturation_key, config.distortion.values()))
     started = time.perf_counter()
     evaluation = sweep(
         build_evaluation(config, network, images),
