@@ -7,6 +7,7 @@ from offset_equivariant.settings import (
     decisive_settings,
     differing_settings,
     flat_settings,
+    is_recipe,
     recorded_settings,
 )
 
@@ -23,6 +24,14 @@ def with_train(**changes):
 
 def test_settings_have_dotted_names():
     assert flat_settings({"a": 1, "b": {"c": None, "d": {"e": [2]}, "f": {}}}) == {"a": 1, "b.c": None, "b.d.e": [2]}
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [("fast", True), ("paper", True), ("search", True), ("smoke", False), ("fast_changed_0a1b2c", False)],
+)
+def test_a_changed_preset_and_that_of_smoke_tests_are_no_recipes(preset, expected):
+    assert is_recipe(preset) is expected
 
 
 def test_a_record_holds_neither_where_it_was_computed_nor_which_saturations():

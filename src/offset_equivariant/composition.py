@@ -22,7 +22,7 @@ from offset_equivariant.building import check_components
 from offset_equivariant.config import TASKS, ConfigError, Task, task_of
 from offset_equivariant.data import FILE_DATASETS
 from offset_equivariant.runs import Run
-from offset_equivariant.settings import INDIFFERENT
+from offset_equivariant.settings import CHANGED, INDIFFERENT, SMOKE
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _name_changed_preset(settings: dict[str, Any]) -> None:
     dataset = settings["dataset"]["name"]
     task = task_of(dataset, settings["model"]["architecture"]) if dataset in TASKS else "recognition"
     group = (_IMAGENET if dataset in FILE_DATASETS else _PRESET_PREFIXES[task]) + preset
-    if preset == "smoke" or not (CONFIGURATION / "train" / f"{group}.yaml").exists():
+    if preset == SMOKE or not (CONFIGURATION / "train" / f"{group}.yaml").exists():
         return
     words = [f"train={group}", *([f"experiment={name}"] if known else [])]
     meant = OmegaConf.to_container(composed_words(words), resolve=False)
@@ -104,7 +104,7 @@ def _name_changed_preset(settings: dict[str, Any]) -> None:
     changed = {s: _differences(settings[s], meant[s], free) for s in sections if settings[s] != meant[s]}
     changed = {section: difference for section, difference in changed.items() if difference != {}}
     if changed:
-        settings["train"]["preset"] += f"_changed_{provenance.config_sha256(changed)[:6]}"
+        settings["train"]["preset"] += f"{CHANGED}{provenance.config_sha256(changed)[:6]}"
 
 
 def _differences(given: Any, meant: Any, free: tuple[str, ...]) -> Any:

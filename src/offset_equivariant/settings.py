@@ -11,6 +11,16 @@ INDIFFERENT = ("checkpoint_seconds", "log_every", "download")
 #: Settings that say where and how to compute or what to do, and so are not part of what a number is a result of.
 _UNRECORDED = ("mode", "weights", "runtime", "logger", "paths")
 
+#: Preset that tries out whether all works: it measures nothing.
+SMOKE = "smoke"
+#: In the name of a preset that something was changed of, before a digest of what it was.
+CHANGED = "_changed_"
+
+
+def is_recipe(preset: str) -> bool:
+    """Whether a preset is a recipe as it is meant, whose numbers may stand beside the paper's as its experiment's."""
+    return preset != SMOKE and CHANGED not in preset
+
 
 def flat_settings(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a configuration's settings by their dotted names."""

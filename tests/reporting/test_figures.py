@@ -106,6 +106,12 @@ def test_figure2_tells_presets_and_flags_apart(records):
     assert len(drawn(axes, "Equivariant, fast").get_ydata()) == 11
 
 
+def test_a_changed_preset_is_named_where_it_stands_alone(records):
+    preset = "fast_changed_0a1b2c"
+    changed = replace(records[0], experiment=f"table1_original_{preset}", preset=preset)
+    assert len(drawn(figure2([changed]).axes[0], f"Original, {preset}").get_ydata()) == 11
+
+
 def test_unfinished_trainings_are_drawn_where_nothing_else_is(records):
     changes = {"experiment": "table1_original_paper", "preset": "paper", "complete": False, "steps": 9}
     unfinished = replace(records[0], **changes)

@@ -23,6 +23,7 @@ from offset_equivariant.reporting.paper import TABLE_SATURATIONS, paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel
 from offset_equivariant.reporting.records import Record, find_records
 from offset_equivariant.reporting.statistics import mean_and_std
+from offset_equivariant.settings import is_recipe
 from offset_equivariant.storage import replace_file
 
 # Okabe and Ito's palette, which is told apart under the common forms of colour blindness, and where it ends two of
@@ -87,7 +88,7 @@ def table_curves(description: TableDescription, records: Iterable[Record]) -> li
             by_seed = [record.metrics.get(description.metric, {}) for record in group]
             keys = sorted(set.intersection(*map(set, by_seed)), key=float) if by_seed else []
             spread = [mean_and_std([values[key] for values in by_seed]) for key in keys]
-            marks = [group[0].preset] if group and not one_preset else []
+            marks = [group[0].preset] if group and not (one_preset and is_recipe(group[0].preset)) else []
             if group and group[0].dataset != description.dataset:
                 marks.append(f"on {group[0].dataset}")
             marks += dict.fromkeys(flag for record in group for flag in record.flags)

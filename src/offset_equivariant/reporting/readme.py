@@ -66,7 +66,7 @@ def _finished(table: Table) -> dict[str, TableRow]:
     """Lines of the table's own data set that may be cited, by row: of several presets the usual one."""
     rows: dict[str, TableRow] = {}
     for row in table.rows:
-        if row.records and row.records[0].dataset == table.description.dataset and not row.marks:
+        if row.citable and row.records[0].dataset == table.description.dataset:
             rows.setdefault(row.description.name, row)
     return {name: row for name, row in rows.items() if all(cell.ours is not None for cell in row.cells)}
 

@@ -2,7 +2,8 @@
 
 A number is reproduced where the paper's lies in our 95 % interval. A table is ``reproduced`` where all of its numbers
 are, ``partly`` where some are, or some of its claims hold, on the paper's data; on other data it is ``not yet``.
-Unfinished trainings, and those of uncommitted code, are shown and marked, but count for nothing.
+Unfinished trainings, those of uncommitted code and those of a changed recipe are shown as what they are, but count for
+nothing.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def tally(table: Table) -> Tally:
     own = [row for row in table.rows if row.records and row.records[0].dataset == table.description.dataset]
     expected = len({key for row in table.rows for key in _printed(row)})
     counts = [(0, 0, 0)]
-    for rows in _by_preset([row for row in own if not row.marks]).values():
+    for rows in _by_preset([row for row in own if row.citable]).values():
         inside = {key for row in rows for key, cell in _printed(row).items() if paper_inside(cell)}
         findings = _findings(table, rows)
         counts.append((len(inside), sum(finding.holds is True for _, finding in findings), len(findings)))
@@ -206,7 +207,7 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
         # The paper's own rows, the first line of each.
         measured = {cell.saturation: cell for cell in row.cells if cell.ours is not None}
         papers = None if row.records[0].distorted_otherwise else row.description.paper_row
-        if papers is not None and measured.keys() >= set(TABLE_SATURATIONS) and not row.marks:
+        if papers is not None and measured.keys() >= set(TABLE_SATURATIONS) and row.citable:
             cells.setdefault(papers, measured)
     every = {row.paper_row for row in table.description.rows if row.paper_row}
     claims = [claim for claim in CLAIMS[table.description.number] if set(claim.rows or every) <= cells.keys()]
