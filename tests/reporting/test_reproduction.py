@@ -439,6 +439,13 @@ def test_a_changed_recipe_is_named_and_counts_for_nothing(tmp_path, make_record,
     assert titles == {"", f", `train={preset}`"} and tally(both).verdict == "reproduced"
 
 
+def test_a_table_without_claims_or_explanation_is_rendered(make_record):
+    description = replace(TABLE1, number=5, title="Another table", dataset="synthetic")
+    made = records(make_record, PAPERS, table=5, dataset="synthetic")
+    text = render_reproduction([build_table(description, made, outcomes=outcomes_of(made))])
+    assert text.startswith("## Table 5: not yet\n\nAnother table.\n\nWhat was run:") and "None" not in text
+
+
 def test_table_3_has_claims_of_its_rows(make_record):
     metric = TABLE3.metric
     made = [

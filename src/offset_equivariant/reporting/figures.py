@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ _STYLES = {
     "telea": ("#CC79A7", "^"),
     "navier_stokes": ("#E69F00", "D"),
 }
+#: Of rows that have none above, in turn: more of Tol's muted colours.
+_OTHER_STYLES = (("#332288", "h"), ("#117733", "*"), ("#AA4499", "d"), ("#DDCC77", "8"), ("#CC6677", "H"))
 _LINES = ("-", "--", ":", "-.")
 #: Rows that are told apart from others by dashes too, or lie upon another.
 _DASHED = ("preprocessing_", "grey_edge")
@@ -166,8 +168,9 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
     shown = [mean for c in curves for s, mean in zip(c.saturations, c.means, strict=True) if s <= 0.9]
     top = max([description.figure_top, *(1.05 * mean for mean in shown)])
     handles, beyond = [], []
+    styles = _styles(description)
     for curve in curves:
-        colour, marker = _STYLES[curve.style]
+        colour, marker = styles[curve.style]
         if curve.records:
             handles.append(_draw_curve(axes, curve, colour, marker))
             for panel in zoomed:
@@ -192,6 +195,13 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
         legend = {"handlelength": 0, "handletextpad": 0, "labelcolor": "0.3", "labelspacing": 0.25}
         figure.legend(handles=note, loc="outside right lower", frameon=False, fontsize=8.5, **legend)
     return figure
+
+
+def _styles(description: TableDescription) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each row, or of the row that it is a variant of."""
+    names = dict.fromkeys(row.variant_of or row.name for row in description.rows)
+    others = dict(zip([name for name in names if name not in _STYLES], cycle(_OTHER_STYLES), strict=False))
+    return {name: _STYLES.get(name) or others[name] for name in names}
 
 
 def _range(curves: Iterable[Curve], baseline: str) -> tuple[float, float] | None:

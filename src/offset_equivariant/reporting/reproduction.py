@@ -92,7 +92,7 @@ class Tally:
     @property
     def verdict(self) -> str:
         """``reproduced``, ``partly`` or ``not yet``; see the module's description."""
-        if self.numbers == self.expected:
+        if self.expected and self.numbers == self.expected:
             return "reproduced"
         return "partly" if self.numbers or self.claims else "not yet"
 
@@ -136,7 +136,7 @@ def _section(table: Table) -> str:
     blocks = [
         f"## Table {description.number}: {tally(table).verdict}",
         description.title + ".",
-        _WHY[description.number],
+        *([_WHY[description.number]] if description.number in _WHY else []),
     ]
     numbers = [["Strategy", "S", "Paper", "Ours, 95 % interval", "Difference", "Paper's inside"]]
     for row in table.rows:
@@ -210,7 +210,7 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
         if papers is not None and measured.keys() >= set(TABLE_SATURATIONS) and row.citable:
             cells.setdefault(papers, measured)
     every = {row.paper_row for row in table.description.rows if row.paper_row}
-    claims = [claim for claim in CLAIMS[table.description.number] if set(claim.rows or every) <= cells.keys()]
+    claims = [claim for claim in CLAIMS.get(table.description.number, ()) if set(claim.rows or every) <= cells.keys()]
     return [(claim, claim.examine(cells)) for claim in claims]
 
 

@@ -308,7 +308,8 @@ def _count(number: str | int | None) -> str:
 
 
 def _superscript(index: int) -> str:
-    return "¹²³⁴⁵⁶⁷⁸⁹"[index]
+    """The mark of the footnote with this index: ¹ of the first."""
+    return str(index + 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _explanation(table: Table) -> str:
