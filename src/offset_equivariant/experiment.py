@@ -6,7 +6,6 @@ import io
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,9 +80,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
     seed_everything(config.seed)
     network = build_network(config).to(device).to(memory_format=memory_format(config, device))
     if config.trains:
-        run.require_same_settings()  # before waiting, perhaps for days, for the process that has the directory
-        with run.sole_use() if is_first() else nullcontext():
-            first_rank_first(run.claim)
+        with run.claimed():
             if is_first():
                 remove_unfinished(run.checkpoints.directory)
             train(run, network, device, tracker)

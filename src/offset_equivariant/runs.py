@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from offset_equivariant.settings import INDIFFERENT, differing_settings
 from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState, last_means
-from offset_equivariant.training.ranks import is_first
+from offset_equivariant.training.ranks import first_rank_first, is_first
 from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights
 
 
@@ -70,6 +70,7 @@ class Run:
         self.directory = run_directory(Path(self.config.paths.runs), self.config.experiment, self.config.seed)
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
         self.commit, self.dirty = code_version()
+        self._claimed = False
 
     @property
     def weights_path(self) -> Path:
@@ -93,6 +94,27 @@ class Run:
     def sole_use(self) -> AbstractContextManager[None]:
         """Hold the directory for this process alone; a second one waits until the first is done."""
         return locked(self.directory / ".lock")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the directory for this process, or of several ranks the first, as the run of these settings.
+
+        A second process waits. Within this context it may be entered again.
+
+        Raises:
+            RunDirectoryError: if the run there has other settings, before waiting, perhaps for days, or after.
+        """
+        if self._claimed:
+            yield
+            return
+        self.require_same_settings()
+        with self.sole_use() if is_first() else nullcontext():
+            first_rank_first(self.claim)
+            self._claimed = True
+            try:
+                yield
+            finally:
+                self._claimed = False
 
     def require_same_settings(self) -> None:
         """Check that the settings in the run's directory, where there are some, are these.
