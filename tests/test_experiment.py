@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from offset_equivariant import building, experiment, provenance, runs, storage
 from offset_equivariant.building import recognition
@@ -35,7 +35,7 @@ from offset_equivariant.storage import locked
 from offset_equivariant.tasks.recognition import RecognitionTraining
 from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
 from offset_equivariant.training.checkpoint import Checkpoints
-from offset_equivariant.training.weights import add_digest, load_weights
+from offset_equivariant.training.weights import DIGESTS, add_digest, load_weights, read_facts, save_weights
 
 #: Four steps, three saturations.
 SHORT = (
@@ -337,6 +337,38 @@ def test_released_weights_give_the_same_numbers_without_a_run(done, released, se
     assert not (tmp_path / "runs").exists()
 
 
+def test_weights_facts_and_digest_are_those_of_one_file(finished, tmp_path, monkeypatch):
+    """Beside a living training, each of several evaluations writes the weights of its moment to the same place."""
+    settings, directory = finished
+    run = Run(settings("mode=evaluate"))
+    network, other = (building.build_network(run.config) for _ in range(2))
+    content = run.weights_path.read_bytes()
+    facts = read_facts(run.weights_path)
+    shutil.rmtree(directory / "checkpoints")  # from which the weights would be written anew
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    save_weights(other, tmp_path / "later.safetensors", {**facts, "steps": 9})
+    read, load_state_dict = Path.read_bytes, network.load_state_dict
+
+    def replace_after(action):
+        def acting(*arguments):
+            found = action(*arguments)
+            run.weights_path.write_bytes(read(tmp_path / "later.safetensors"))
+            return found
+
+        return acting
+
+    monkeypatch.setattr(Path, "read_bytes", replace_after(read))
+    monkeypatch.setattr(network, "load_state_dict", replace_after(load_state_dict))
+    found = run.find_weights(network)
+    assert read(run.weights_path) != content
+    assert (found.sha256, found.facts) == (hashlib.sha256(content).hexdigest(), facts)
+    loaded, expected = network.state_dict(), load(content)
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+    assert expected["conv1.weight"].abs().sum() > 0
+
+
 def test_damaged_released_weights_are_refused(released, settings, tmp_path):
     content = bytearray(released.read_bytes())
     content[-100] ^= 1
@@ -344,6 +376,9 @@ def test_damaged_released_weights_are_refused(released, settings, tmp_path):
     with pytest.raises(ValueError, match="is damaged: its SHA-256 is not the one in"):
         run(settings("mode=evaluate", f"weights={released}"), NullTracker())
     assert not (tmp_path / "results").exists()
+    (released.parent / DIGESTS).write_text("")
+    with pytest.raises(ValueError, match="it is not a released file; release it, or move it elsewhere"):
+        run(settings("mode=evaluate", f"weights={released}"), NullTracker())
 
 
 def test_released_weights_of_other_settings_are_refused(released, settings, tmp_path):
