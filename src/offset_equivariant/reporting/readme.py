@@ -14,11 +14,11 @@ from offset_equivariant.performance.report import ratio as time_ratio
 from offset_equivariant.reporting.ablations import FOLDER
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow
 from offset_equivariant.reporting.costs import Costs
+from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.records import read_record, record_path, saturation_key
 from offset_equivariant.reporting.reproduction import Tally, tally
 from offset_equivariant.reporting.tables import (
     footnotes,
-    markdown_rows,
     notes_below,
     read_tables,
     replace_block,

@@ -15,6 +15,7 @@ from pathlib import Path
 from offset_equivariant.reporting.claims import CLAIMS, Claim, Finding
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow, build_table
 from offset_equivariant.reporting.descriptions import TABLES
+from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.paper import TABLE_SATURATIONS, PaperValue, paper_value
 from offset_equivariant.reporting.records import (
     NOT_RECORDED,
@@ -25,7 +26,7 @@ from offset_equivariant.reporting.records import (
     trained_at,
     trained_on,
 )
-from offset_equivariant.reporting.tables import markdown_rows, replace_block
+from offset_equivariant.reporting.tables import replace_block
 from offset_equivariant.storage import replace_file
 
 #: The text speaks of saturations that the tables do not have.
