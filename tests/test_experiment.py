@@ -376,6 +376,12 @@ def test_damaged_released_weights_are_refused(released, settings, tmp_path):
     with pytest.raises(ValueError, match="is damaged: its SHA-256 is not the one in"):
         run(settings("mode=evaluate", f"weights={released}"), NullTracker())
     assert not (tmp_path / "results").exists()
+    released.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="is damaged: its SHA-256 is not the one in"):
+        run(settings("mode=evaluate", f"weights={released}"), NullTracker())
+    (released.parent / DIGESTS).unlink()
+    with pytest.raises(ValueError, match="is not a file of weights"):
+        run(settings("mode=evaluate", f"weights={released}"), NullTracker())
     (released.parent / DIGESTS).write_text("")
     with pytest.raises(ValueError, match="it is not a released file; release it, or move it elsewhere"):
         run(settings("mode=evaluate", f"weights={released}"), NullTracker())

@@ -225,15 +225,15 @@ def _content(path: Path) -> bytes:
         WeightsError: if it is not a safetensors file, or if there is a ``SHA256SUMS`` beside it that lacks it or has
             another digest for it.
     """
-    read_facts(path)  # for its errors
-    content = path.read_bytes()
+    content = path.read_bytes() if path.is_file() else b""
     sums = path.parent / DIGESTS
-    if sums.exists():
+    if path.is_file() and sums.exists():
         listed = read_digests(path.parent).get(path.name)
         if listed is None:
             raise WeightsError(f"{path} is not in {sums}: it is not a released file; release it, or move it elsewhere")
         if listed != hashlib.sha256(content).hexdigest():
             raise WeightsError(f"{path} is damaged: its SHA-256 is not the one in {sums}; restore the file")
+    read_facts(path)  # for its errors
     return content
 
 
