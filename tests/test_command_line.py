@@ -1,7 +1,9 @@
 """``python -m offset_equivariant``: real processes."""
 
 import ast
+import fcntl
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from offset_equivariant import __main__ as entry
 from offset_equivariant.reporting.records import outcomes_path, read_outcomes, read_record, record_path
 from offset_equivariant.reporting.tracking import NullTracker
 from offset_equivariant.runs import Run, RunDirectoryError
+from offset_equivariant.storage import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "offset_equivariant"
@@ -122,11 +125,17 @@ def test_failed_job_of_a_multirun_is_marked_and_the_others_run(command_line, sho
     run = tmp_path / "runs" / "table1_original_smoke"
     (run / "seed=0").mkdir(parents=True)
     (run / "seed=0" / "config.json").write_text('{"train": {"learning_rate": 0.5}}')
+    before = files_of(run / "seed=0")
     code, said = command_line.run("-m", *words, "train.learning_rate=0.2", "seed=0,1", folder=tmp_path)
     assert code == 1
     assert "train.learning_rate: 0.5 there, 0.2 now" in said
-    assert "RunDirectoryError" in (run / "seed=0" / "FAILED").read_text()
+    mark = tmp_path / "runs" / "FAILED-table1_original_smoke-seed0"
+    assert "RunDirectoryError" in mark.read_text()
+    assert files_of(run / "seed=0") == before  # the run that is there is as good as it was
     assert not (run / "seed=1" / "FAILED").exists() and (run / "seed=1" / "weights.safetensors").exists()
+    assert list(mark.parent.glob("FAILED*")) == [mark]
+    (run / "seed=0" / "config.json").unlink()
+    assert command_line.run(*words, "train.learning_rate=0.2", folder=tmp_path)[0] == 0 and not mark.exists()
 
 
 def test_one_saturation_a_job_gives_the_sweeps_record_to_the_last_digit(command_line, short, tmp_path):
@@ -175,6 +184,50 @@ def test_a_training_keeps_its_curve_and_one_that_is_refused_has_none(tiny_settin
     start()
     start("mode=evaluate")
     assert identities == [run.directory / "wandb-id", None]
+
+
+def test_a_second_process_leaves_mark_and_curve_alone_while_it_waits(tiny_settings, monkeypatch):
+    run = Run(tiny_settings("mode=train"))
+    mark, events, asked = run.directory / "FAILED", [], threading.Event()
+
+    class Watcher(NullTracker):
+        def finish(self):
+            events.append("finished")
+
+    def track(*_, **__):
+        events.append("tracker")
+        return Watcher()
+
+    def sole_use(run):
+        asked.set()
+        return locked(run.directory / ".lock")
+
+    def work(run, tracker):
+        with run.claimed():  # as the experiment does: the process that holds the directory does not wait for itself
+            events.append((mark.exists(), taken(run.directory / ".lock")))
+
+    def taken(path):
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    monkeypatch.setattr(entry, "checked_run", lambda composed: run)
+    monkeypatch.setattr(entry, "make_tracker", track)
+    monkeypatch.setattr(entry, "run_experiment", work)
+    monkeypatch.setattr(Run, "sole_use", sole_use)
+    second = threading.Thread(target=entry._run_configuration, args=(None,))
+    with locked(run.directory / ".lock"):
+        mark.write_text("of the first process")
+        second.start()
+        assert asked.wait(30)
+        second.join(0.3)
+        assert second.is_alive() and events == [] and mark.exists()
+    second.join(30)
+    assert events == ["tracker", (False, True), "finished"]
+    assert not taken(run.directory / ".lock")
 
 
 @pytest.mark.parametrize(

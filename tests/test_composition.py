@@ -117,6 +117,14 @@ CHANGES = (
     "train.epochs=4",
     "train=paper train.schedule.options.factor=0.2",
     "experiment=search_original train.epochs=9",
+    "experiment=search_original model.architecture=resnet32",
+    "experiment=search_original strategy=augmentation",
+    "experiment=search_original dataset.validation_images=400",
+    "experiment=search_original row=equivariant",
+    "experiment=search_jitter model=resnet20_equivariant",
+    "experiment=search_jitter strategy.illuminant_saturation=0.5",
+    "experiment=search_nus_original train.momentum=0.5",
+    "experiment=search_inpainting_original train.inpainting.adversarial_weight=0.5",
     "strategy=augmentation",
     "model=resnet20_equivariant",
     "dataset=synthetic",
@@ -125,17 +133,33 @@ CHANGES = (
 )
 
 
+#: Searches whose names say what was changed.
+SEARCHES = {
+    "experiment=search_original": "search",
+    "experiment=search_original train.learning_rate=0.2 train.weight_decay=1e-4 train.log_every=7": "search",
+    "experiment=search_illuminants strategy.illuminant_saturation=0.5": "search_illuminants",
+    "experiment=search_jitter strategy.jitter.hue=0.1 strategy.jitter.brightness=0.4": "search_jitter",
+    "experiment=search_jitter strategy.jitter={brightness:0,contrast:0,saturation:0,hue:0}": "search_jitter",
+    "experiment=search_nus_original train.batch_size=16 train.epochs=9 train.smallest_crop=0.5": "search",
+    "experiment=search_nus_equivariant_filled model.family_options.constraint=projection": "search",
+    "experiment=search_inpainting_original +model.options.initial_gain=0.5": "search",
+    "experiment=search_inpainting_original train.inpainting.discriminator_learning_rate=1e-5": "search",
+    "experiment=search_inpainting_equivariant_relative model.options.initial_gain=0.5 train.epochs=9": "search",
+}
+
+
 @pytest.mark.parametrize(
     ("words", "preset"),
     [
         ("", "fast"),
         ("train.log_every=7 dataset.download=false distortion.saturations=[0.5] runtime.threads=1", "fast"),
         ("train=paper", "paper"),
+        *[(words, preset) for words, preset in SEARCHES.items()],
         ("experiment=search_equivariant train.learning_rate=0.1", "search"),
         ("train=smoke train.epochs=1", "smoke"),
         ("train.preset=mine train.epochs=1", "mine"),
         ("train.preset=paper", "paper_changed_[0-9a-f]{6}"),
-        *[(words, "(fast|paper|search)_changed_[0-9a-f]{6}") for words in CHANGES],
+        *[(words, "(fast|paper|search|search_jitter)_changed_[0-9a-f]{6}") for words in CHANGES],
     ],
 )
 def test_a_training_that_is_not_its_experiments_has_another_presets_name(words, preset):

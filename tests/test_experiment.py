@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from offset_equivariant import building, experiment, provenance, runs, storage
 from offset_equivariant.building import recognition
@@ -21,14 +21,21 @@ from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.data import pixels_sha256, synthetic_images
 from offset_equivariant.evaluation.sweep import sweep
 from offset_equivariant.experiment import run_experiment
-from offset_equivariant.reporting.records import Record, outcomes_path, read_outcomes, read_record, record_path
+from offset_equivariant.reporting.records import (
+    Record,
+    RecordError,
+    outcomes_path,
+    read_outcomes,
+    read_record,
+    record_path,
+)
 from offset_equivariant.reporting.tracking import NullTracker, Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
 from offset_equivariant.storage import locked
 from offset_equivariant.tasks.recognition import RecognitionTraining
 from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
 from offset_equivariant.training.checkpoint import Checkpoints
-from offset_equivariant.training.weights import add_digest, load_weights
+from offset_equivariant.training.weights import DIGESTS, add_digest, load_weights, read_facts, save_weights
 
 #: Four steps, three saturations.
 SHORT = (
@@ -330,6 +337,38 @@ def test_released_weights_give_the_same_numbers_without_a_run(done, released, se
     assert not (tmp_path / "runs").exists()
 
 
+def test_weights_facts_and_digest_are_those_of_one_file(finished, tmp_path, monkeypatch):
+    """Beside a living training, each of several evaluations writes the weights of its moment to the same place."""
+    settings, directory = finished
+    run = Run(settings("mode=evaluate"))
+    network, other = (building.build_network(run.config) for _ in range(2))
+    content = run.weights_path.read_bytes()
+    facts = read_facts(run.weights_path)
+    shutil.rmtree(directory / "checkpoints")  # from which the weights would be written anew
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    save_weights(other, tmp_path / "later.safetensors", {**facts, "steps": 9})
+    read, load_state_dict = Path.read_bytes, network.load_state_dict
+
+    def replace_after(action):
+        def acting(*arguments):
+            found = action(*arguments)
+            run.weights_path.write_bytes(read(tmp_path / "later.safetensors"))
+            return found
+
+        return acting
+
+    monkeypatch.setattr(Path, "read_bytes", replace_after(read))
+    monkeypatch.setattr(network, "load_state_dict", replace_after(load_state_dict))
+    found = run.find_weights(network)
+    assert read(run.weights_path) != content
+    assert (found.sha256, found.facts) == (hashlib.sha256(content).hexdigest(), facts)
+    loaded, expected = network.state_dict(), load(content)
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+    assert expected["conv1.weight"].abs().sum() > 0
+
+
 def test_damaged_released_weights_are_refused(released, settings, tmp_path):
     content = bytearray(released.read_bytes())
     content[-100] ^= 1
@@ -337,6 +376,15 @@ def test_damaged_released_weights_are_refused(released, settings, tmp_path):
     with pytest.raises(ValueError, match="is damaged: its SHA-256 is not the one in"):
         run(settings("mode=evaluate", f"weights={released}"), NullTracker())
     assert not (tmp_path / "results").exists()
+    released.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="is damaged: its SHA-256 is not the one in"):
+        run(settings("mode=evaluate", f"weights={released}"), NullTracker())
+    (released.parent / DIGESTS).unlink()
+    with pytest.raises(ValueError, match="is not a file of weights"):
+        run(settings("mode=evaluate", f"weights={released}"), NullTracker())
+    (released.parent / DIGESTS).write_text("")
+    with pytest.raises(ValueError, match="it is not a released file; release it, or move it elsewhere"):
+        run(settings("mode=evaluate", f"weights={released}"), NullTracker())
 
 
 def test_released_weights_of_other_settings_are_refused(released, settings, tmp_path):
@@ -485,10 +533,25 @@ def test_a_complete_evaluation_is_not_repeated(done, settings, tmp_path, monkeyp
     with caplog.at_level(logging.INFO):
         assert run(chosen, NullTracker()) == first
     assert "the evaluation is complete" in caplog.text
+    assert first is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "evaluate", no_step)
+        assert run(settings("train.log_every=7", "train.checkpoint_seconds=60"), NullTracker()) == first
+        with pytest.raises(AssertionError):  # of other light than was measured
+            run(settings("distortion.saturations=[0.25]"), NullTracker())
     monkeypatch.setattr(runs, "code_version", lambda: ("d" * 40, False))
     again = run(chosen, NullTracker())
-    assert again is not None and first is not None
+    assert again is not None
     assert (again.commit, first.commit) == ("d" * 40, "c" * 40) and again.metrics == first.metrics
+
+
+def test_damaged_outcomes_stop_an_evaluation_before_its_sweep(finished, tmp_path, monkeypatch):
+    settings, _ = finished
+    path = outcomes_path(tmp_path / "results", NAME, SEED)
+    path.write_bytes(path.read_bytes()[:100])
+    monkeypatch.setattr(experiment, "sweep", no_step)
+    with pytest.raises(RecordError, match=r"seed0\.npz: no file of outcomes, or a damaged one"):
+        run(settings("mode=evaluate", "distortion.saturations=[0.25]"), NullTracker())
 
 
 @pytest.fixture

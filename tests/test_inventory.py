@@ -103,6 +103,32 @@ def test_unfinished_and_partial_records_are_missing_too(tmp_path):
         missing_records(tmp_path)
 
 
+@pytest.mark.usefixtures("few")
+def test_a_record_of_before_its_experiment_gained_a_setting_is_missing(tmp_path, monkeypatch):
+    path = record_path(tmp_path, "table1_original", 0)
+    whole = read_record(record_path(RESULTS, "table1_original", 0))
+    write_record(whole, path)
+
+    def names_with(section, **gained):
+        def gaining(composed):
+            settings = plain_settings(composed)
+            of_table1 = settings["table"] == 1
+            return {**settings, section: {**settings[section], **gained}} if of_table1 else settings
+
+        monkeypatch.setattr(inventory, "plain_settings", gaining)
+        return {record.name: record.why for record in missing_records(tmp_path)}
+
+    assert names_with("train", autocast="bfloat16")["table1_original"] == "train.autocast=None"
+    balanced = names_with("strategy", illuminant_saturation=0.25)
+    assert balanced["table1_original"] == "strategy.illuminant_saturation=None"
+    # What was null, what the record does not know and is null now, and what decides nothing, may differ.
+    others = {"table1_equivariant": "", "table3_grey_world": ""}
+    assert names_with("train", log_every=7) == others
+    train = {name: value for name, value in whole.config["train"].items() if name != "autocast"}
+    write_record(replace(whole, config={**whole.config, "train": train}), path)
+    assert names_with("train") == others
+
+
 def test_what_others_need_comes_first_and_every_seed_and_preset_is_there(tmp_path, monkeypatch):
     names = {"table1": ["table1_original"], "table3": ["table3_original", "table3_original_unseen_camera"]}
     monkeypatch.setattr(inventory, "experiments_of", lambda prefix: names.get(prefix, []))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import hydra
@@ -19,7 +19,7 @@ from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.data.locations import DataError
 from offset_equivariant.experiment import run_experiment
 from offset_equivariant.reporting.records import Record, RecordError, record_path
-from offset_equivariant.reporting.tracking import NullTracker, Tracker, make_tracker
+from offset_equivariant.reporting.tracking import make_tracker
 from offset_equivariant.runs import RunDirectoryError
 from offset_equivariant.training.checkpoint import CheckpointError
 from offset_equivariant.training.loop import NonFiniteLossError
@@ -45,7 +45,9 @@ EXPLAINED_ERRORS = (
 def run_configuration(composed: DictConfig) -> Record | None:
     """Run one composed configuration; a failure leaves a file ``FAILED`` in the run's directory.
 
-    Of several ranks, that is the first to fail: the others then fail because it is gone.
+    Of several ranks, that is the first to fail: the others then fail because it is gone. A run that refuses another is
+    left as it is: the file lies in the folder of all runs then, with experiment and seed in its name; of weights from
+    elsewhere, it lies in that of the results.
     """
     with joined_ranks():
         return _run_configuration(composed)
@@ -56,34 +58,47 @@ def _run_configuration(composed: DictConfig) -> Record | None:
     config = run.config
     # Where weights from elsewhere are evaluated there is no run, and nothing is left where one would be.
     directory = run.directory if config.weights is None else Path(config.paths.results)
-    mark = directory / f"FAILED-{config.experiment}-seed{config.seed}" if config.weights else directory / "FAILED"
+    named = f"FAILED-{config.experiment}-seed{config.seed}"
+    mark = directory / (named if config.weights else "FAILED")
+    # A run that refuses another is as good as before.
+    refused = mark if config.weights else Path(config.paths.runs) / named
     if is_first():
-        mark.unlink(missing_ok=True)
-    wait_for_all()
-    tracker: Tracker = NullTracker()
+        refused.unlink(missing_ok=True)
     try:
-        if config.trains:
-            run.require_same_settings()  # or the tracker would go on with the curve of the run that is there
-        tracker = make_tracker(
-            config.logger.kind if is_first() else "none",
-            project=config.logger.project,
-            name=f"{config.experiment}-seed{config.seed}",
-            group=None if config.table is None else f"table{config.table}",
-            config=dict(run.settings),
-            directory=directory,
-            # A training that goes on is one curve; evaluations, which may be many at once, are runs of their own.
-            identity=directory / "wandb-id" if config.trains else None,
-        )
-        return run_experiment(run, tracker)
+        # A process that waits, or is refused, neither touches the run's mark nor goes on with its curve.
+        with run.claimed() if config.trains else nullcontext():
+            if is_first():
+                mark.unlink(missing_ok=True)
+            wait_for_all()
+            tracker = make_tracker(
+                config.logger.kind if is_first() else "none",
+                project=config.logger.project,
+                name=f"{config.experiment}-seed{config.seed}",
+                group=None if config.table is None else f"table{config.table}",
+                config=dict(run.settings),
+                directory=directory,
+                # A training that goes on is one curve; evaluations, which may be many at once, are runs of their own.
+                identity=directory / "wandb-id" if config.trains else None,
+            )
+            try:
+                return run_experiment(run, tracker)
+            finally:
+                tracker.finish()
     except TrainingInterruptedError:
         raise
-    except Exception:
-        directory.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError), mark.open("x") as file:
-            file.write(traceback.format_exc())
+    except RunDirectoryError:
+        _leave(refused)
         raise
-    finally:
-        tracker.finish()
+    except Exception:
+        _leave(mark)
+        raise
+
+
+def _leave(mark: Path) -> None:
+    """Write what failed into a file, unless there is one."""
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError), mark.open("x") as file:
+        file.write(traceback.format_exc())
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")

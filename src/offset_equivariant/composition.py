@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
 import sys
 import warnings
+from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -15,13 +19,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from offset_equivariant import provenance
 from offset_equivariant.building import check_components
 from offset_equivariant.config import TASKS, ConfigError, Task, task_of
 from offset_equivariant.data import FILE_DATASETS
 from offset_equivariant.runs import Run
+from offset_equivariant.settings import CHANGED, INDIFFERENT, SMOKE
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +44,8 @@ _PRESET_PREFIXES: dict[Task, str] = {
     "inpainting": "inpainting_",
     "colour_constancy": "quasi_",
 }
-#: Settings of the preset ``search`` that the names of its experiments say.
-_SEARCHED: dict[Task, tuple[str, ...]] = {
-    "recognition": ("learning_rate", "weight_decay"),
-    "illuminant_estimation": ("learning_rate", "weight_decay", "batch_size", "epochs", "smallest_crop"),
-    "inpainting": ("learning_rate", "weight_decay", "batch_size", "epochs", "inpainting"),
-    "colour_constancy": (),
-}
-#: Settings of the training and the data set that change no number.
-_INDECISIVE = ("log_every", "checkpoint_seconds", "download")
+#: A setting that an experiment's name says, as in ``original_lr${train.learning_rate}``.
+_IN_NAME = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)")
 
 
 def checked_run(composed: DictConfig) -> Run:
@@ -87,34 +85,71 @@ def _name_changed_preset(settings: dict[str, Any]) -> None:
         ConfigError: if the settings claim to be a row of a table under a name that is no experiment's.
     """
     name, preset = settings["name"], settings["train"]["preset"]
-    known = (CONFIGURATION / "experiment" / f"{name}.yaml").exists()
-    if settings["table"] is not None and not known:
+    experiment, said = _experiment_of(settings)
+    if settings["table"] is not None and experiment != name:
         raise ConfigError(
             f"name = {name!r} is no experiment of conf/experiment; give table=null with a name of its own"
         )
     dataset = settings["dataset"]["name"]
     task = task_of(dataset, settings["model"]["architecture"]) if dataset in TASKS else "recognition"
     group = (_IMAGENET if dataset in FILE_DATASETS else _PRESET_PREFIXES[task]) + preset
-    if preset == "smoke" or not (CONFIGURATION / "train" / f"{group}.yaml").exists():
+    if preset == SMOKE or not (CONFIGURATION / "train" / f"{group}.yaml").exists():
         return
-    words = [f"train={group}", *([f"experiment={name}"] if known else [])]
+    words = [f"train={group}", *([f"experiment={experiment}"] if experiment else [])]
     meant = OmegaConf.to_container(composed_words(words), resolve=False)
     assert isinstance(meant, dict)
-    sections = ("table", "row", "dataset", "model", "strategy", "train") if known else ("train",)
-    free = (*_INDECISIVE, *_SEARCHED[task]) if preset == "search" else _INDECISIVE
-    changed = {s: _differences(settings[s], meant[s], free) for s in sections if settings[s] != meant[s]}
+    sections = ("table", "row", "dataset", "model", "strategy", "train") if experiment else ("train",)
+    changed = {s: _differences(settings[s], meant[s], said, s) for s in sections if settings[s] != meant[s]}
     changed = {section: difference for section, difference in changed.items() if difference != {}}
     if changed:
-        settings["train"]["preset"] += f"_changed_{provenance.config_sha256(changed)[:6]}"
+        settings["train"]["preset"] += f"{CHANGED}{provenance.config_sha256(changed)[:6]}"
 
 
-def _differences(given: Any, meant: Any, free: tuple[str, ...]) -> Any:
-    """Return what was given where it is not what was meant, key by key, without the keys ``free``."""
+def _experiment_of(settings: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the file in conf/experiment that settings have their name from, and which settings that name says.
+
+    None for a name of their own. What Hydra was told to choose is not among the settings.
+    """
+    name = settings["name"]
+    if (CONFIGURATION / "experiment" / f"{name}.yaml").exists():
+        return name, ()
+    for experiment, pattern in _names_with_settings().items():
+        try:
+            if OmegaConf.create({**settings, "name": pattern}).name == name:
+                return experiment, tuple(_IN_NAME.findall(pattern))
+        except InterpolationResolutionError:  # of a setting that there is not
+            continue
+    return None, ()
+
+
+@functools.cache
+def _names_with_settings() -> dict[str, str]:
+    """File in conf/experiment -> name of the experiment, not resolved; of those whose names say some settings."""
+    names = {path.stem: _unresolved_name(path) for path in sorted((CONFIGURATION / "experiment").glob("*.yaml"))}
+    return {experiment: name for experiment, name in names.items() if _IN_NAME.search(name)}
+
+
+def _unresolved_name(path: Path) -> str:
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return str(content.get("name", "")) if isinstance(content, dict) else ""
+
+
+def _differences(given: Any, meant: Any, free: tuple[str, ...], path: str) -> Any:
+    """Return what was given where it is not what was meant, key by key, without the settings ``free``.
+
+    Nested as the settings are, unlike what :func:`~.settings.differing_settings` returns: its digest is part of names.
+    """
     if not isinstance(given, dict) or not isinstance(meant, dict):
         return given
-    names = [name for name in {**meant, **given} if name not in free]
-    pairs = {name: (given.get(name), meant.get(name)) for name in names}
-    return {name: _differences(a, b, ()) for name, (a, b) in pairs.items() if a != b}
+    found = {}
+    for name in {**meant, **given}:
+        ours, theirs, dotted = given.get(name), meant.get(name), f"{path}.{name}"
+        if ours == theirs or name in INDIFFERENT or dotted in free:
+            continue
+        difference = _differences(ours, theirs, free, dotted)
+        if difference or not (isinstance(ours, dict) and isinstance(theirs, dict)):
+            found[name] = difference
+    return found
 
 
 def composed_words(words: list[str]) -> DictConfig:

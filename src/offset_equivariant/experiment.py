@@ -6,7 +6,6 @@ import io
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,14 @@ from offset_equivariant.reporting.records import (
     Record,
     read_record,
     record_path,
-    require_mergeable,
+    require_place,
     saturation_key,
     save_evaluation,
 )
 from offset_equivariant.reporting.summary import track_table
 from offset_equivariant.reporting.tracking import Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, Weights
+from offset_equivariant.settings import differing_settings, recorded_settings
 from offset_equivariant.storage import remove_unfinished, replace_file
 from offset_equivariant.tasks.task import Watch
 from offset_equivariant.training.checkpoint import seed_everything
@@ -50,9 +50,6 @@ from offset_equivariant.training.ranks import first_rank_first, is_first, ranks
 from offset_equivariant.training.weights import BALANCING_WEIGHTS
 
 log = logging.getLogger(__name__)
-
-#: Settings that say where and how to compute or what to do, and so are not part of what a number is a result of.
-_UNRECORDED = ("mode", "weights", "runtime", "logger", "paths")
 
 
 def run_experiment(run: Run, tracker: Tracker) -> Record | None:
@@ -72,7 +69,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
         RunDirectoryError: if the run's directory holds another run.
         FileNotFoundError: if there is nothing to evaluate, or no data.
         ConfigError: if several ranks cannot run it together.
-        RecordError: if the record would lose numbers, see :func:`~.reporting.records.require_mergeable`.
+        RecordError: if the record would lose numbers, see :func:`~.reporting.records.require_place`.
     """
     config = run.config
     if ranks() > 1 and config.task != "recognition":
@@ -83,9 +80,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
     seed_everything(config.seed)
     network = build_network(config).to(device).to(memory_format=memory_format(config, device))
     if config.trains:
-        run.require_same_settings()  # before waiting, perhaps for days, for the process that has the directory
-        with run.sole_use() if is_first() else nullcontext():
-            first_rank_first(run.claim)
+        with run.claimed():
             if is_first():
                 remove_unfinished(run.checkpoints.directory)
             train(run, network, device, tracker)
@@ -109,7 +104,7 @@ def finished_record(run: Run, weights: Weights) -> Record | None:
         record.commit == run.commit
         and not record.dirty
         and record.checkpoint_sha256 == weights.sha256
-        and record.config_sha256 == provenance.config_sha256(recorded_settings(run))
+        and not differing_settings(record.config, recorded_settings(run.settings))
         and _balancing_sha256(run.config).items() <= record.data_sha256.items()
         and not record.lacking(run.config.distortion.values())
     )
@@ -183,9 +178,7 @@ def evaluate(run: Run, network: nn.Module, weights: Weights, device: torch.devic
         return tqdm(batches, desc=f"evaluate {config.experiment}", disable=None if shown else True)
 
     planned = make_record(run, network, weights, images, Evaluation({}, {}, len(images)), 0.0, device)
-    path = record_path(Path(config.paths.results), planned.experiment, planned.seed)
-    if path.exists():
-        require_mergeable(read_record(path), planned, map(saturation_key, config.distortion.values()))
+    require_place(Path(config.paths.results), planned, map(saturation_key, config.distortion.values()))
     started = time.perf_counter()
     evaluation = sweep(
         build_evaluation(config, network, images),
@@ -222,7 +215,7 @@ def make_record(
 ) -> Record:
     """Tie an evaluation to everything that its numbers come from."""
     config, facts = run.config, weights.facts
-    recorded = recorded_settings(run)
+    recorded = recorded_settings(run.settings)
     return Record(
         experiment=config.record_name,
         table=config.table,
@@ -291,16 +284,6 @@ def _require_same_images(run: Run, notes: Mapping[str, Any], images: Images) -> 
             f"{before[:8]}, that of those now found is {images.sha256[:8]}. Give the paths.data= that it began with, "
             "or train anew under another name="
         )
-
-
-def recorded_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that a record's numbers are a result of.
-
-    Without the saturations: which were measured is what the metrics say, and jobs of one each make one record.
-    """
-    recorded = {name: value for name, value in run.settings.items() if name not in _UNRECORDED}
-    recorded["distortion"] = {k: v for k, v in recorded["distortion"].items() if k not in ("saturation", "saturations")}
-    return recorded
 
 
 def _track(tracker: Tracker, record: Record, metric: str, unit: str) -> None:

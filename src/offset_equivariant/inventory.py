@@ -13,7 +13,7 @@ from offset_equivariant.config import ExperimentConfig, experiment_config
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER
 from offset_equivariant.reporting.records import Record, read_record, record_path
 from offset_equivariant.runs import released_weights_path, run_directory
-from offset_equivariant.settings import decisive_settings
+from offset_equivariant.settings import differing_settings, recorded_settings
 from offset_equivariant.storage import replace_file
 
 #: Seeds of a table's rows, but for those of one training a camera.
@@ -168,9 +168,9 @@ def _missing(words: list[str], folder: Path, elsewhere: Sequence[Path]) -> Missi
 
 def _faults(record: Record, config: ExperimentConfig, composed: Mapping[str, Any]) -> str:
     """What keeps a record from being the result of its experiment, whose settings are given; empty if nothing does."""
-    recorded, wanted = decisive_settings(record.config), decisive_settings(composed)
-    others = [name for name in recorded if recorded[name] != wanted.get(name)]
-    faults = [*record.flags, *(f"{name}={recorded[name]}" for name in others)]
+    # A setting that the record lacks is one that came later, or was null: the experiment's null is as good.
+    others = differing_settings(record.config, recorded_settings(composed))
+    faults = [*record.flags, *(f"{name}={recorded}" for name, (recorded, _) in others.items())]
     lacking = record.lacking(config.distortion.values())
     return ", ".join(faults + ([f"no S = {' '.join(lacking)}"] if lacking else []))
 

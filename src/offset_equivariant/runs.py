@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load
 from torch import nn
 
 from offset_equivariant import provenance
 from offset_equivariant.config import TRAINING_SECTIONS, ExperimentConfig, experiment_config
-from offset_equivariant.settings import flat_settings
+from offset_equivariant.settings import INDIFFERENT, differing_settings
 from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState, last_means
-from offset_equivariant.training.ranks import is_first
-from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights
-
-#: Settings among those of the training that do not change what is learned: how often a run is looked at or saved, and
-#: where its data come from.
-_IRRELEVANT_TO_TRAINING = {"train": ("log_every", "checkpoint_seconds"), "dataset": ("download",)}
+from offset_equivariant.training.ranks import first_rank_first, is_first
+from offset_equivariant.training.weights import (
+    BALANCING_WEIGHTS,
+    DIGESTS,
+    WeightsError,
+    read_digests,
+    read_facts,
+    save_weights,
+)
 
 
 class RunDirectoryError(RuntimeError):
@@ -74,6 +79,7 @@ class Run:
         self.directory = run_directory(Path(self.config.paths.runs), self.config.experiment, self.config.seed)
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
         self.commit, self.dirty = code_version()
+        self._claimed = False
 
     @property
     def weights_path(self) -> Path:
@@ -88,14 +94,36 @@ class Run:
     def training_settings(self) -> dict[str, Any]:
         """The part of the settings that decides what is learned, as JSON would give it back."""
         chosen = {name: self.settings[name] for name in TRAINING_SECTIONS}
-        for section, irrelevant in _IRRELEVANT_TO_TRAINING.items():
-            chosen[section] = {k: v for k, v in chosen[section].items() if k not in irrelevant}
+        for section, settings in chosen.items():
+            if isinstance(settings, Mapping):
+                chosen[section] = {name: value for name, value in settings.items() if name not in INDIFFERENT}
         plain: dict[str, Any] = json.loads(json.dumps(chosen))
         return plain
 
     def sole_use(self) -> AbstractContextManager[None]:
         """Hold the directory for this process alone; a second one waits until the first is done."""
         return locked(self.directory / ".lock")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the directory for this process, or of several ranks the first, as the run of these settings.
+
+        A second process waits. Within this context it may be entered again.
+
+        Raises:
+            RunDirectoryError: if the run there has other settings, before waiting, perhaps for days, or after.
+        """
+        if self._claimed:
+            yield
+            return
+        self.require_same_settings()
+        with self.sole_use() if is_first() else nullcontext():
+            first_rank_first(self.claim)
+            self._claimed = True
+            try:
+                yield
+            finally:
+                self._claimed = False
 
     def require_same_settings(self) -> None:
         """Check that the settings in the run's directory, where there are some, are these.
@@ -159,6 +187,8 @@ class Run:
         Raises:
             FileNotFoundError: if there are none.
             RunDirectoryError: if they were trained with other settings than the configuration's.
+            WeightsError: if their file is none of weights, or not the one in a ``SHA256SUMS`` beside it.
+            RuntimeError: if they are of another network.
         """
         if self.config.train.steps == 0:
             return self._no_weights()
@@ -175,11 +205,11 @@ class Run:
                     f"there is nothing to evaluate in {self.directory}; train first (mode=train), or give weights="
                 )
 
-        def check(facts: Mapping[str, Any]) -> None:
-            _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
-
-        facts = load_weights(network, path, check)
-        return Weights(path, provenance.file_sha256(path), facts)
+        content = _content(path)
+        facts = _facts(content)
+        _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
+        network.load_state_dict(load(content))
+        return Weights(path, hashlib.sha256(content).hexdigest(), facts)
 
     def _no_weights(self) -> Weights:
         """What stands for the weights of a method that learns nothing."""
@@ -187,14 +217,36 @@ class Run:
         return Weights(None, "", facts)
 
 
+def _content(path: Path) -> bytes:
+    """Read a file of weights, once for all that is asked of it: beside a living training its place gets other files.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        WeightsError: if it is not a safetensors file, or if there is a ``SHA256SUMS`` beside it that lacks it or has
+            another digest for it.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    sums = path.parent / DIGESTS
+    if path.is_file() and sums.exists():
+        listed = read_digests(path.parent).get(path.name)
+        if listed is None:
+            raise WeightsError(f"{path} is not in {sums}: it is not a released file; release it, or move it elsewhere")
+        if listed != hashlib.sha256(content).hexdigest():
+            raise WeightsError(f"{path} is damaged: its SHA-256 is not the one in {sums}; restore the file")
+    read_facts(path)  # for its errors
+    return content
+
+
+def _facts(content: bytes) -> dict[str, Any]:
+    """The facts in a safetensors file: behind the length of its header, in eight bytes, that is JSON."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    facts: dict[str, Any] = json.loads(header.get("__metadata__", {}).get("facts", "{}"))
+    return facts
+
+
 def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    before, now = flat_settings(old), flat_settings(new)
-    # A setting that is absent is one that came later, and its null means what was done before it came.
-    differences = [
-        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
+    differing = differing_settings(old, new)
+    differences = [f"{name}: {before!r} there, {now!r} now" for name, (before, now) in differing.items()]
     if differences:
         raise RunDirectoryError(
             f"{what} belongs to other settings ({'; '.join(differences)}). Give the experiment another name=, another "

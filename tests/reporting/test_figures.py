@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offset_equivariant.reporting.descriptions import TABLE1
-from offset_equivariant.reporting.figures import curves_csv, figure2, render_figures, save_figure
+from offset_equivariant.reporting.descriptions import TABLE1, RowDescription
+from offset_equivariant.reporting.figures import curves_csv, curves_figure, figure2, render_figures, save_figure
 from offset_equivariant.reporting.predictions import PredictionPanel, figure3, read_panel, write_panel
 from offset_equivariant.reporting.records import record_path, write_record
 
@@ -104,6 +104,28 @@ def test_figure2_tells_presets_and_flags_apart(records):
     assert drawn(axes, "Original, fast").get_linestyle() == "-"
     assert drawn(axes, "Original, paper, dirty evaluation").get_linestyle() == "--"
     assert len(drawn(axes, "Equivariant, fast").get_ydata()) == 11
+
+
+def test_a_changed_preset_is_named_where_it_stands_alone(records):
+    preset = "fast_changed_0a1b2c"
+    changed = replace(records[0], experiment=f"table1_original_{preset}", preset=preset)
+    assert len(drawn(figure2([changed]).axes[0], f"Original, {preset}").get_ydata()) == 11
+
+
+def test_rows_without_a_style_have_one_of_their_own(make_record):
+    names = [f"row{number}" for number in range(7)]
+    rows = (*TABLE1.rows, *(RowDescription(name, name.title(), None) for name in names))
+    rows = (*rows, RowDescription("variant", "Variant", None, variant_of="row0"))
+    description = replace(TABLE1, rows=rows)
+    metrics = {"error_percent": dict.fromkeys(KEYS, 9.0)}
+    made = [make_record(name, metrics=metrics) for name in ("original", "equivariant", *names, "variant")]
+    axes = curves_figure(description, made).axes[0]
+    lines = {name: drawn(axes, name.title()) for name in ("original", "equivariant", *names, "variant")}
+    styles = {name: (line.get_color(), line.get_marker()) for name, line in lines.items()}
+    assert styles["original"] == ("#D55E00", "o")
+    assert len({styles[name] for name in ("original", "equivariant", *names[:5])}) == 7
+    assert styles["row5"] == styles["row0"] == styles["variant"]  # there are no more, in turn
+    assert lines["row0"].get_linestyle() == "-" and lines["variant"].get_linestyle() == "--"
 
 
 def test_unfinished_trainings_are_drawn_where_nothing_else_is(records):

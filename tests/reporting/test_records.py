@@ -14,6 +14,7 @@ from offset_equivariant.reporting.records import (
     read_outcomes,
     read_record,
     record_path,
+    require_place,
     saturation_key,
     save_evaluation,
     write_outcomes,
@@ -155,6 +156,47 @@ def test_outcomes_round_trip_with_equal_bytes(tmp_path):
 def test_outcomes_of_other_shapes_and_types_are_refused(tmp_path, values):
     with pytest.raises(RecordError, match=r"a\.npz: outcomes error/0\.5"):
         write_outcomes(tmp_path / "a.npz", {"error": {"0.5": values}})
+
+
+DAMAGED = {
+    "no zip file": lambda content: b"\x00" * 40,
+    "empty": lambda content: b"",
+    "cut off": lambda content: content[:-30],
+    "other bytes": lambda content: content.replace(content[60:70], b"\xff" * 10, 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_outcomes_are_named_before_the_work_and_after(tmp_path, make_record, damage):
+    save_evaluation(tmp_path, *evaluation(make_record, [0.0, 0.5]))
+    path = outcomes_path(tmp_path, "table1_original", 0)
+    path.write_bytes(DAMAGED[damage](path.read_bytes()))
+    said = r"seed0\.npz: no file of outcomes, or a damaged one .*; remove it, and the record beside it, and evaluate"
+    with pytest.raises(RecordError, match=said):
+        read_outcomes(path)
+    record, outcomes = evaluation(make_record, [0.9])
+    with pytest.raises(RecordError, match=said):
+        require_place(tmp_path, record, ["0.9"])
+    with pytest.raises(RecordError, match=said):
+        save_evaluation(tmp_path, record, outcomes)
+    other = replace(record, checkpoint_sha256="ee")  # replaces them unread
+    require_place(tmp_path, other, ["0.9"])
+    save_evaluation(tmp_path, other, outcomes)
+    assert list(read_outcomes(path)["error"]) == ["0.9"]
+
+
+def test_an_evaluation_that_would_lose_numbers_has_no_place(tmp_path, make_record):
+    record, outcomes = evaluation(make_record, [0.0, 0.5])
+    require_place(tmp_path, record, ["0.0", "0.5"])
+    save_evaluation(tmp_path, record, outcomes)
+    require_place(tmp_path, record, ["0.9"])
+    with pytest.raises(RecordError, match=r"holds the saturations 0\.5 too"):
+        require_place(tmp_path, replace(record, commit="another"), ["0.0", "0.9"])
+    record_path(tmp_path, "table1_original", 0).write_text("{")
+    with pytest.raises(RecordError, match=r"seed0\.json: not a JSON file"):
+        require_place(tmp_path, record, ["0.9"])
+    with pytest.raises(FileNotFoundError):
+        read_outcomes(tmp_path / "absent.npz")
 
 
 def test_merge_unites_the_metrics_of_the_same_weights(make_record):

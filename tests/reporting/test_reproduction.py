@@ -423,6 +423,29 @@ def test_every_preset_is_held_against_the_claims(tmp_path, make_record):
         assert f"| The paper shows | Here, on cifar10, `train={preset}` | Holds |" in text
 
 
+@pytest.mark.parametrize("preset", ["fast_changed_0a1b2c", "smoke"])
+def test_a_changed_recipe_is_named_and_counts_for_nothing(tmp_path, make_record, preset):
+    made = [replace(r, experiment=f"{r.experiment}_{preset}") for r in records(make_record, PAPERS, preset=preset)]
+    table = build_table(TABLE1, made, outcomes=outcomes_of(made))
+    found = tally(table)
+    assert (found.verdict, found.numbers, found.examined, found.expected) == ("not yet", 0, 0, 12)
+    text = render_reproduction([table])
+    assert f"| Original, `train={preset}` | 0.0 | 8.67 |" in text and "| The paper shows |" not in text
+    for row in table.rows:
+        assert not row.records or table.preset_suffix(row) == f", `train={preset}`"
+    # Beside a recipe, which is the usual one although it comes behind.
+    both = build_table(TABLE1, [*made, *records(make_record, PAPERS, preset="tested", experiment="table1_z")])
+    titles = {table.preset_suffix(row) for table in [both] for row in both.rows if row.records}
+    assert titles == {"", f", `train={preset}`"} and tally(both).verdict == "reproduced"
+
+
+def test_a_table_without_claims_or_explanation_is_rendered(make_record):
+    description = replace(TABLE1, number=5, title="Another table", dataset="synthetic")
+    made = records(make_record, PAPERS, table=5, dataset="synthetic")
+    text = render_reproduction([build_table(description, made, outcomes=outcomes_of(made))])
+    assert text.startswith("## Table 5: not yet\n\nAnother table.\n\nWhat was run:") and "None" not in text
+
+
 def test_table_3_has_claims_of_its_rows(make_record):
     metric = TABLE3.metric
     made = [

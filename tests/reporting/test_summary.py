@@ -1,10 +1,15 @@
 """The table and the curves that a tracker is given are those of the records."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from offset_equivariant.reporting import summary
 from offset_equivariant.reporting.records import save_evaluation
 from offset_equivariant.reporting.summary import track_table
 
@@ -36,3 +41,16 @@ def test_table1_and_the_saturations_that_all_curves_have(make_record, tmp_path):
 def test_a_table_that_is_not_known_is_refused(make_record, tmp_path):
     with pytest.raises(ValueError, match="there is no table 7, only 1"):
         track_table(Watcher(), tmp_path, replace(make_record(), table=7).table)
+
+
+def test_training_and_evaluation_import_nothing_that_draws():
+    """Of this package: torchmetrics imports matplotlib on its own, where it is installed."""
+    package = Path(summary.__file__).parents[1]
+    drawing = [
+        path for path in package.rglob("*.py") if re.search(r"^(import|from) matplotlib", path.read_text(), re.M)
+    ]
+    names = {".".join(path.relative_to(package.parent).with_suffix("").parts) for path in drawing}
+    assert "offset_equivariant.reporting.figures" in names
+    code = "import sys, offset_equivariant.experiment; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "offset_equivariant.reporting.summary" in loaded and not names & set(loaded)

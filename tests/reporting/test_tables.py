@@ -84,6 +84,15 @@ def test_footnote_is_about_the_network_that_balanced(make_record):
     assert "¹ The network that balances is that in theirs.safetensors." in other and "our own" not in other
 
 
+def test_footnotes_may_be_many(make_record):
+    names = [f"row{number}" for number in range(12)]
+    rows = tuple(RowDescription(name, name.title(), None, f"Note of {name}.") for name in names)
+    table = build_table(replace(TABLE1, rows=rows, baseline="row0", second_baseline=None), [make_record("row9")])
+    text = render_markdown(table)
+    assert "| Row9 ¹⁰ |" in text and "¹⁰ Note of row9." in text
+    assert "¹ Note of row0." in text and "¹² Note of row11." in text
+
+
 def test_differences_are_taken_to_the_equivariant_row_too(tmp_path, make_record):
     for row, counts in (("original", (1, 2, 3)), ("augmentation", (2, 2, 4)), ("equivariant", (4, 4, 4))):
         save(tmp_path, make_record, row, counts)

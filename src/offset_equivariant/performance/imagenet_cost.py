@@ -18,6 +18,7 @@ from offset_equivariant.data.ilsvrc12 import ILSVRC12
 from offset_equivariant.evaluation.sweep import SATURATIONS
 from offset_equivariant.models.resnet import RESNETS
 from offset_equivariant.performance.subjects import family_of, training_step
+from offset_equivariant.reporting.markdown import markdown_rows
 
 NETWORKS = ("original", "equivariant")
 #: Height and width of the images, and epochs, of the recipe train=imagenet_paper.
@@ -103,10 +104,18 @@ def cores_a_gpu(found: dict[str, Any]) -> dict[str, dict[str, float]]:
 def render_costs(found: dict[str, Any]) -> str:
     """Return what was measured and what it is estimated to mean, as Markdown."""
     hours, seconds = gpu_hours(found), found["step_seconds"]
-    lines = [
-        f"| {network} | {found['operations'][network]['forward']:.2f} | {found['operations'][network]['training']:.2f} "
-        f"| {found['batch'] / seconds[network]:.1f} | {seconds[network] / seconds['original']:.2f} "
-        f"| {hours[network]['training']:.0f} | {hours[network]['evaluation']:.1f} |"
+    header = ["ResNet-50", "GFLOP, forward", "GFLOP, training", "images/s", "step, ratio"]
+    header += ["GPU-hours, training", "evaluation"]
+    rows = [
+        [
+            network,
+            f"{found['operations'][network]['forward']:.2f}",
+            f"{found['operations'][network]['training']:.2f}",
+            f"{found['batch'] / seconds[network]:.1f}",
+            f"{seconds[network] / seconds['original']:.2f}",
+            f"{hours[network]['training']:.0f}",
+            f"{hours[network]['evaluation']:.1f}",
+        ]
         for network in NETWORKS
     ]
     return "\n".join(
@@ -123,10 +132,7 @@ def render_costs(found: dict[str, Any]) -> str:
             f"{SUSTAINED_TFLOPS:.0f} TFLOP/s ({GPU}); the equivariant network's, that times the ratio of the steps "
             "measured here. They assume that the images are read as fast as the GPU takes them. It has not been run.",
             "",
-            "| ResNet-50 | GFLOP, forward | GFLOP, training | images/s | step, ratio "
-            "| GPU-hours, training | evaluation |",
-            "|---|---:|---:|---:|---:|---:|---:|",
-            *lines,
+            markdown_rows([header, *rows]),
             "",
             *_rendered_reading(found),
         ]
@@ -143,9 +149,9 @@ def _rendered_reading(found: dict[str, Any]) -> list[str]:
     lines = [
         "Images a second that one core reads; none of the lines can have more than the first, decoding alone:",
         "",
-        "| images/s | " + " | ".join(kinds) + " |",
-        "|---|" + "---:|" * len(kinds),
-        *(f"| {name} | " + " | ".join(f"{rate[name]:.0f}" for rate in rates) + " |" for name in found["reading"]),
+        markdown_rows(
+            [["images/s", *kinds], *([name, *(f"{rate[name]:.0f}" for rate in rates)] for name in found["reading"])]
+        ),
         "",
     ]
     if "large" not in found:

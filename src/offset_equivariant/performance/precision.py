@@ -19,6 +19,7 @@ from offset_equivariant.data.synthetic import synthetic_images
 from offset_equivariant.groups import add_offset
 from offset_equivariant.models.resnet import RESNETS
 from offset_equivariant.nn.families import OffsetEquivariant, PlainOffsetEquivariant
+from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.tables import replace_block
 from offset_equivariant.storage import replace_file
 from offset_equivariant.training.weights import load_weights
@@ -159,8 +160,6 @@ def render_precision(found: Mapping[str, Any]) -> str:
     errors: Mapping[str, Mapping[str, Mapping[str, float]]] = found["errors"]
     rows = [[name, *map(_both, of.values())] for name, of in errors.items()]
     header = ["Network", *PRECISIONS]
-    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
-    lines.insert(1, "|---" + "|---:" * len(PRECISIONS) + "|")
     environment = found["environment"]
     dirty = ", with uncommitted changes" if found["dirty"] else ""
     said = (
@@ -168,7 +167,7 @@ def render_precision(found: Mapping[str, Any]) -> str:
         "largest rounding error of the scores without an offset, both over the standard deviation of an image's "
         f"scores. torch {environment['torch']} on a {environment['device']}, commit {found['commit'][:8]}{dirty}."
     )
-    return "\n".join(lines) + f"\n\n{said}\n"
+    return f"{markdown_rows([header, *rows])}\n\n{said}\n"
 
 
 def _both(errors: Mapping[str, float]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.tables import replace_block
 from offset_equivariant.storage import replace_file
 
@@ -88,7 +89,7 @@ def _aims(found: dict[str, Any]) -> str:
     memory = memory_ratio(found)
     measured += [] if memory is None else [("peak memory of a step, equivariant / original", 1.3, memory)]
     rows = [(name, f"≤ {aim:g}", f"{value:.3f}", "yes" if value <= aim else "no") for name, aim, value in measured]
-    return "**Aims**\n\n" + _table(("Ratio of medians, batch 128", "aim", "measured", "reached"), rows)
+    return "**Aims**\n\n" + markdown_rows([("Ratio of medians, batch 128", "aim", "measured", "reached"), *rows])
 
 
 def memory_ratio(found: dict[str, Any]) -> float | None:
@@ -97,27 +98,24 @@ def memory_ratio(found: dict[str, Any]) -> float | None:
     return None if ours is None else float(ours / theirs)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def _ms(times: dict[str, float]) -> str:
     return f"{times['median']:.1f} [{times['min']:.1f}, {times['max']:.1f}]"
 
 
 def _settings(rows: Sequence[dict[str, Any]]) -> str:
     header = ("Family, layout, compiler", "training step, ms", "compilation, s")
-    return "**Settings**\n\n" + _table(
-        header,
+    return "**Settings**\n\n" + markdown_rows(
         [
-            (
-                f"{row['family']}, {'channels-last' if row['channels_last'] else 'channels-first'}, "
-                f"{'torch.compile' if row['compile'] else 'eager'}",
-                _ms(row["step_ms"]),
-                f"{row['compile_seconds']:.0f}" if row["compile"] else "–",
-            )
-            for row in rows
+            header,
+            *(
+                (
+                    f"{row['family']}, {'channels-last' if row['channels_last'] else 'channels-first'}, "
+                    f"{'torch.compile' if row['compile'] else 'eager'}",
+                    _ms(row["step_ms"]),
+                    f"{row['compile_seconds']:.0f}" if row["compile"] else "–",
+                )
+                for row in rows
+            ),
         ],
     )
 
@@ -148,7 +146,7 @@ def _training(found: dict[str, Any]) -> str:
     memory = memory_ratio(whole)
     over = f"time {ratio(whole, 'training'):.2f}" + ("" if memory is None else f", memory {memory:.2f}")
     return (
-        f"{_table(header, rows)}\n\nEquivariant over original: {over}; over the plain "
+        f"{markdown_rows([header, *rows])}\n\nEquivariant over original: {over}; over the plain "
         f"composition: time {ratio(whole, 'training', 'plain'):.2f}."
     )
 
@@ -180,7 +178,7 @@ def _others(found: dict[str, Any]) -> str:
         "sweep": _sweep_ratio(found),
     }
     return (
-        f"{_table(('What', 'ms', 'images/s'), rows)}\n\n"
+        f"{markdown_rows([('What', 'ms', 'images/s'), *rows])}\n\n"
         f"Equivariant over original: {', '.join(f'{name} {value:.2f}' for name, value in over.items())}; inference and "
         f"sweep are eager, in the layout that is the fastest for training. Input pipeline: {shares} of the original's "
         f"training step. The sweep takes {sweeps} times as long as 11 bare forward passes over the same images."
@@ -213,7 +211,7 @@ def _beside_the_authors(found: dict[str, Any]) -> str:
         "**Beside the authors' code** (images/s; theirs was measured end to end on another machine with two cores of a "
         "kind that was not recorded, and not by `make benchmark`, so that the ratios are rough; evaluation is the "
         "sweep's rate at one saturation)\n\n"
-        + _table(("What", "authors' code", "here", "times as fast", "aim", "at most"), rows)
+        + markdown_rows([("What", "authors' code", "here", "times as fast", "aim", "at most"), *rows])
         + "\n\nAt most: with the arithmetic at the rate of this machine's matrix products, and nothing else to do."
     )
 
@@ -248,7 +246,7 @@ def _profile(found: dict[str, dict[str, float]], step_ms: dict[str, float]) -> s
         if totals[network] > _MOST_BY_PROFILING * ms
     ]
     text = "**Where a training step's time goes** (eager, profiled, in the operator itself)\n\n"
-    text += _table(("Operator", *(NAMES[network] for network in found)), rows)
+    text += markdown_rows([("Operator", *(NAMES[network] for network in found)), *rows])
     if slow:
         text += f"\n\nThe machine was busy meanwhile, so that the shares are rough: a step took {' and '.join(slow)}."
     return text
@@ -258,15 +256,17 @@ def _growth(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return ""
     names = {"batch": "batch {}, 32×32", "side": "batch 16, {0}×{0}", "offset_groups": "{} offset groups, batch 128"}
-    return "**Growth** (training step, without compiler)\n\n" + _table(
-        ("Size", "original, ms", "equivariant, ms", "ratio"),
+    return "**Growth** (training step, without compiler)\n\n" + markdown_rows(
         [
-            (
-                names[row["axis"]].format(row["value"]),
-                _ms(row["original"]),
-                _ms(row["equivariant"]),
-                f"{row['equivariant']['median'] / row['original']['median']:.2f}",
-            )
-            for row in rows
+            ("Size", "original, ms", "equivariant, ms", "ratio"),
+            *(
+                (
+                    names[row["axis"]].format(row["value"]),
+                    _ms(row["original"]),
+                    _ms(row["equivariant"]),
+                    f"{row['equivariant']['median'] / row['original']['median']:.2f}",
+                )
+                for row in rows
+            ),
         ],
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offset_equivariant.reporting.costs import Costs, read_costs
+from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.records import (
     Outcomes,
     Record,
@@ -208,7 +209,7 @@ def _table(
     header += [*(f"difference, S = {s}" for s in _PAIRED_AT), "largest change of a posterior, S ≤ 0.9"]
     timed = ablation.timed and costs is not None
     header += ["ms per training step", "ms per image, inference"] if timed else []
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    rows = [header]
     for title, name in ablation.variants.items():
         record = found[name]
         marks = f" **[{', '.join(record.flags)}]**" if record.flags else ""
@@ -221,7 +222,7 @@ def _table(
             cost = costs.rows.get(record.row)
             row += ["–", "–"] if cost is None else [f"{cost.step_ms:.0f}", f"{cost.inference_ms:.2f}"]
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_rows(rows, [" --- ", *[" ---: "] * (len(header) - 1)])
 
 
 def _error(record: Record, saturation: str) -> str:

@@ -24,7 +24,7 @@ from offset_equivariant.reporting.statistics import (
     proportion_interval,
     widened_by_seeds,
 )
-from offset_equivariant.settings import decisive_settings
+from offset_equivariant.settings import differing_settings, is_recipe
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class TableRow:
         return tuple(dict.fromkeys(flag for record in self.records for flag in record.flags))
 
     @property
+    def citable(self) -> bool:
+        """Whether its numbers count as the row's: of finished trainings of committed code, with an unchanged recipe."""
+        return bool(self.records) and not self.marks and is_recipe(self.records[0].preset)
+
+    @property
     def footnote(self) -> str:
         """The description's, which holds for the released balancing network; with another one, that one's name."""
         for record in self.records:
@@ -92,13 +97,13 @@ class Table:
     costs: Costs | None = None
 
     def preset_suffix(self, line: TableRow) -> str:
-        """Return what tells a measured line from an earlier one of its row and data set: preset, light, or nothing."""
+        """Return what tells a measured line from an earlier one of its row and data set: preset, light, or nothing.
+
+        A preset that is no recipe of an experiment is always named, even where it stands alone.
+        """
         dataset, preset = line.records[0].dataset, line.records[0].preset
-        usual = next(
-            other.records[0].preset
-            for other in self.rows
-            if other.description == line.description and other.records and other.records[0].dataset == dataset
-        )
+        of_row = [other.records[0] for other in self.rows if other.description == line.description and other.records]
+        usual = next((r.preset for r in of_row if r.dataset == dataset and is_recipe(r.preset)), None)
         otherwise = line.records[0].distorted_otherwise
         return ("" if preset == usual else f", `train={preset}`") + (f", {otherwise}" if otherwise else "")
 
@@ -134,10 +139,8 @@ def group_records(
 
 def _require_same_settings(line: Sequence[Record]) -> None:
     """Refuse to put seeds side by side, or to take their mean, that differ in more than the seed."""
-    first = decisive_settings({**line[0].config, "seed": None})
     for record in line[1:]:
-        other = decisive_settings({**record.config, "seed": None})
-        differing = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        differing = list(differing_settings(*({**r.config, "seed": None} for r in (line[0], record))))
         if (record.n, _tested_on(record)) != (line[0].n, _tested_on(line[0])):
             differing.append("test images")
         if differing:

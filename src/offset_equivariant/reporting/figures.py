@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from offset_equivariant.reporting.paper import TABLE_SATURATIONS, paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel
 from offset_equivariant.reporting.records import Record, find_records
 from offset_equivariant.reporting.statistics import mean_and_std
+from offset_equivariant.settings import is_recipe
 from offset_equivariant.storage import replace_file
 
 # Okabe and Ito's palette, which is told apart under the common forms of colour blindness, and where it ends two of
@@ -47,6 +48,8 @@ _STYLES = {
     "telea": ("#CC79A7", "^"),
     "navier_stokes": ("#E69F00", "D"),
 }
+#: Of rows that have none above, in turn: more of Tol's muted colours.
+_OTHER_STYLES = (("#332288", "h"), ("#117733", "*"), ("#AA4499", "d"), ("#DDCC77", "8"), ("#CC6677", "H"))
 _LINES = ("-", "--", ":", "-.")
 #: Rows that are told apart from others by dashes too, or lie upon another.
 _DASHED = ("preprocessing_", "grey_edge")
@@ -87,7 +90,7 @@ def table_curves(description: TableDescription, records: Iterable[Record]) -> li
             by_seed = [record.metrics.get(description.metric, {}) for record in group]
             keys = sorted(set.intersection(*map(set, by_seed)), key=float) if by_seed else []
             spread = [mean_and_std([values[key] for values in by_seed]) for key in keys]
-            marks = [group[0].preset] if group and not one_preset else []
+            marks = [group[0].preset] if group and not (one_preset and is_recipe(group[0].preset)) else []
             if group and group[0].dataset != description.dataset:
                 marks.append(f"on {group[0].dataset}")
             marks += dict.fromkeys(flag for record in group for flag in record.flags)
@@ -165,8 +168,9 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
     shown = [mean for c in curves for s, mean in zip(c.saturations, c.means, strict=True) if s <= 0.9]
     top = max([description.figure_top, *(1.05 * mean for mean in shown)])
     handles, beyond = [], []
+    styles = _styles(description)
     for curve in curves:
-        colour, marker = _STYLES[curve.style]
+        colour, marker = styles[curve.style]
         if curve.records:
             handles.append(_draw_curve(axes, curve, colour, marker))
             for panel in zoomed:
@@ -191,6 +195,13 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
         legend = {"handlelength": 0, "handletextpad": 0, "labelcolor": "0.3", "labelspacing": 0.25}
         figure.legend(handles=note, loc="outside right lower", frameon=False, fontsize=8.5, **legend)
     return figure
+
+
+def _styles(description: TableDescription) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each row, or of the row that it is a variant of."""
+    names = dict.fromkeys(row.variant_of or row.name for row in description.rows)
+    others = dict(zip([name for name in names if name not in _STYLES], cycle(_OTHER_STYLES), strict=False))
+    return {name: _STYLES.get(name) or others[name] for name in names}
 
 
 def _range(curves: Iterable[Curve], baseline: str) -> tuple[float, float] | None:

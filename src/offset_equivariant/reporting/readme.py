@@ -14,11 +14,11 @@ from offset_equivariant.performance.report import ratio as time_ratio
 from offset_equivariant.reporting.ablations import FOLDER
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow
 from offset_equivariant.reporting.costs import Costs
+from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.records import read_record, record_path, saturation_key
 from offset_equivariant.reporting.reproduction import Tally, tally
 from offset_equivariant.reporting.tables import (
     footnotes,
-    markdown_rows,
     notes_below,
     read_tables,
     replace_block,
@@ -66,7 +66,7 @@ def _finished(table: Table) -> dict[str, TableRow]:
     """Lines of the table's own data set that may be cited, by row: of several presets the usual one."""
     rows: dict[str, TableRow] = {}
     for row in table.rows:
-        if row.records and row.records[0].dataset == table.description.dataset and not row.marks:
+        if row.citable and row.records[0].dataset == table.description.dataset:
             rows.setdefault(row.description.name, row)
     return {name: row for name, row in rows.items() if all(cell.ours is not None for cell in row.cells)}
 

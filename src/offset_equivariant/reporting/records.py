@@ -6,6 +6,8 @@ weights and data, environment); ``seed<k>.npz`` holds what happened to each test
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import numpy as np
 from numpy.typing import NDArray
 
-from offset_equivariant.settings import decisive_settings
+from offset_equivariant.settings import differing_settings
 from offset_equivariant.storage import locked, replace_file
 
 Metrics = dict[str, dict[str, float]]
@@ -29,6 +31,8 @@ _TEST_IMAGES = {"imagenette": 3_925, "ilsvrc12": 50_000, "nus": 1_853, "paris_st
 NOT_RECORDED = "not recorded"
 #: What to do about a damaged record, which an evaluation reads before it writes its own.
 _RENEW = "remove it and evaluate the experiment again"
+#: The same of its outcomes: a record that is complete is not measured again for them.
+_RENEW_BOTH = "remove it, and the record beside it, and evaluate the experiment again"
 _OUTCOME_DTYPES = ("bool", "uint8", "float32")
 
 
@@ -204,12 +208,22 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
 
 
 def read_outcomes(path: Path) -> Outcomes:
-    """Read what :func:`write_outcomes` wrote."""
+    """Read what :func:`write_outcomes` wrote.
+
+    Raises:
+        RecordError: If the file is damaged.
+        FileNotFoundError: If there is none.
+    """
     outcomes: Outcomes = {}
-    with np.load(path, allow_pickle=False) as members:
-        for name in members.files:
-            metric, _, saturation = name.rpartition("/")
-            outcomes.setdefault(metric, {})[saturation] = members[name]
+    try:
+        with zipfile.ZipFile(path):  # which numpy takes a file that is none for something else
+            pass
+        with np.load(path, allow_pickle=False) as members:
+            for name in members.files:
+                metric, _, saturation = name.rpartition("/")
+                outcomes.setdefault(metric, {})[saturation] = members[name]
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+        raise RecordError(f"{path}: no file of outcomes, or a damaged one ({error}); {_RENEW_BOTH}") from error
     return outcomes
 
 
@@ -262,6 +276,31 @@ def require_mergeable(old: Record, new: Record, saturations: Iterable[str]) -> N
     )
 
 
+def require_place(results: Path, new: Record, saturations: Iterable[str]) -> None:
+    """Check, before it is measured, that :func:`save_evaluation` will find a place for an evaluation in ``results``.
+
+    Args:
+        results: Folder of results.
+        new: The evaluation; its metrics do not matter.
+        saturations: Keys of its saturations.
+
+    Raises:
+        RecordError: As :func:`require_mergeable`, or if a file there is damaged.
+    """
+    path = record_path(results, new.experiment, new.seed)
+    if not path.exists():
+        return
+    old = read_record(path)
+    require_mergeable(old, new, saturations)
+    _outcomes_to_unite(results, old, new)
+
+
+def _outcomes_to_unite(results: Path, old: Record, new: Record) -> Outcomes:
+    """The outcomes beside an old record, if those of a new one are united with them; else none."""
+    path = outcomes_path(results, old.experiment, old.seed)
+    return read_outcomes(path) if _continues(old, new) and path.exists() else {}
+
+
 def save_evaluation(results: Path, record: Record, outcomes: Outcomes, copy: Path | None = None) -> Record:
     """Merge an evaluation into what ``results`` holds for its experiment and seed, safely beside concurrent jobs.
 
@@ -286,8 +325,7 @@ def save_evaluation(results: Path, record: Record, outcomes: Outcomes, copy: Pat
     with locked(path.with_name(f".{path.stem}.lock")):
         if path.exists():
             old = read_record(path)
-            if _continues(old, record) and beside.exists():
-                outcomes = _united(read_outcomes(beside), outcomes)
+            outcomes = _united(_outcomes_to_unite(results, old, record), outcomes)
             record = merge_records(old, record)
         # Outcomes first: a job killed in between leaves a record without the new numbers, and is simply run again.
         write_outcomes(beside, outcomes)
@@ -335,7 +373,7 @@ def trained_at(records: Iterable[Record]) -> list[str]:
 def _same_subject(old: Record, new: Record) -> bool:
     same = ("experiment", "seed", "checkpoint_sha256", "data_sha256", "n")
     equal = all(getattr(old, name) == getattr(new, name) for name in same)
-    return equal and decisive_settings(old.config) == decisive_settings(new.config)
+    return equal and not differing_settings(old.config, new.config)
 
 
 def _continues(old: Record, new: Record) -> bool:

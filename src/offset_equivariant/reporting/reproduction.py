@@ -2,7 +2,8 @@
 
 A number is reproduced where the paper's lies in our 95 % interval. A table is ``reproduced`` where all of its numbers
 are, ``partly`` where some are, or some of its claims hold, on the paper's data; on other data it is ``not yet``.
-Unfinished trainings, and those of uncommitted code, are shown and marked, but count for nothing.
+Unfinished trainings, those of uncommitted code and those of a changed recipe are shown as what they are, but count for
+nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from offset_equivariant.reporting.claims import CLAIMS, Claim, Finding
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow, build_table
 from offset_equivariant.reporting.descriptions import TABLES
+from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.paper import TABLE_SATURATIONS, PaperValue, paper_value
 from offset_equivariant.reporting.records import (
     NOT_RECORDED,
@@ -24,7 +26,7 @@ from offset_equivariant.reporting.records import (
     trained_at,
     trained_on,
 )
-from offset_equivariant.reporting.tables import markdown_rows, replace_block
+from offset_equivariant.reporting.tables import replace_block
 from offset_equivariant.storage import replace_file
 
 #: The text speaks of saturations that the tables do not have.
@@ -91,7 +93,7 @@ class Tally:
     @property
     def verdict(self) -> str:
         """``reproduced``, ``partly`` or ``not yet``; see the module's description."""
-        if self.numbers == self.expected:
+        if self.expected and self.numbers == self.expected:
             return "reproduced"
         return "partly" if self.numbers or self.claims else "not yet"
 
@@ -101,7 +103,7 @@ def tally(table: Table) -> Tally:
     own = [row for row in table.rows if row.records and row.records[0].dataset == table.description.dataset]
     expected = len({key for row in table.rows for key in _printed(row)})
     counts = [(0, 0, 0)]
-    for rows in _by_preset([row for row in own if not row.marks]).values():
+    for rows in _by_preset([row for row in own if row.citable]).values():
         inside = {key for row in rows for key, cell in _printed(row).items() if paper_inside(cell)}
         findings = _findings(table, rows)
         counts.append((len(inside), sum(finding.holds is True for _, finding in findings), len(findings)))
@@ -135,7 +137,7 @@ def _section(table: Table) -> str:
     blocks = [
         f"## Table {description.number}: {tally(table).verdict}",
         description.title + ".",
-        _WHY[description.number],
+        *([_WHY[description.number]] if description.number in _WHY else []),
     ]
     numbers = [["Strategy", "S", "Paper", "Ours, 95 % interval", "Difference", "Paper's inside"]]
     for row in table.rows:
@@ -206,10 +208,10 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
         # The paper's own rows, the first line of each.
         measured = {cell.saturation: cell for cell in row.cells if cell.ours is not None}
         papers = None if row.records[0].distorted_otherwise else row.description.paper_row
-        if papers is not None and measured.keys() >= set(TABLE_SATURATIONS) and not row.marks:
+        if papers is not None and measured.keys() >= set(TABLE_SATURATIONS) and row.citable:
             cells.setdefault(papers, measured)
     every = {row.paper_row for row in table.description.rows if row.paper_row}
-    claims = [claim for claim in CLAIMS[table.description.number] if set(claim.rows or every) <= cells.keys()]
+    claims = [claim for claim in CLAIMS.get(table.description.number, ()) if set(claim.rows or every) <= cells.keys()]
     return [(claim, claim.examine(cells)) for claim in claims]
 
 

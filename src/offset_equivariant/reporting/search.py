@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.records import Record, find_records
 from offset_equivariant.storage import replace_file
 
@@ -114,6 +115,7 @@ def render_search(records: Iterable[Record], description: SearchDescription) -> 
 
     order = sorted(runs, key=lambda run: (run.row, score(run)))
     header = ["Family", *description.settings, f"{description.heading} at S = 0.0", "0.5", "0.9", "Commit"]
+    rule = ["---", *["--:"] * (len(header) - 2), "---"]
     n = sorted({run.n for run in runs})
     return "\n".join(
         [
@@ -122,9 +124,7 @@ def render_search(records: Iterable[Record], description: SearchDescription) -> 
             f"Measured on {', '.join(map(str, n))} images held out of the training set; one run each, seed 0. "
             f"Best first within each family, {_where(decided_at)}. {description.note}".rstrip(),
             "",
-            f"| {' | '.join(header)} |",
-            f"|---|{'--:|' * (len(header) - 2)}---|",
-            *(_line(run, description) for run in order),
+            markdown_rows([header, *(_line(run, description) for run in order)], rule),
             "",
         ]
     )
@@ -140,7 +140,7 @@ def write_searches(results: Path) -> list[Path]:
     return paths
 
 
-def _line(run: Record, description: SearchDescription) -> str:
+def _line(run: Record, description: SearchDescription) -> list[str]:
     model, recipe = run.config.get("model", {}), run.config["train"]
     options = {**model.get("family_options", {}), **model.get("options", {})}
     strategy = run.config.get("strategy", {})
@@ -149,7 +149,7 @@ def _line(run: Record, description: SearchDescription) -> str:
     values = run.metrics[description.metric]
     measured = [f"{values[s]:.2f}" if s in values else "–" for s in ("0.0", "0.5", "0.9")]
     marks = f" ({', '.join(run.flags)})" if run.flags else ""
-    return f"| {' | '.join([run.row + marks, *chosen, *measured, run.training_commits[0][:8]])} |"
+    return [run.row + marks, *chosen, *measured, run.training_commits[0][:8]]
 
 
 def _shown(value: Any) -> str:

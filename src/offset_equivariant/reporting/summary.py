@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from offset_equivariant.reporting.descriptions import find_table
-from offset_equivariant.reporting.figures import table_curves
 from offset_equivariant.reporting.records import find_records, load_outcomes
 from offset_equivariant.reporting.tables import build_table, tabulate
 from offset_equivariant.reporting.tracking import NullTracker, Tracker
@@ -22,6 +21,9 @@ def track_table(tracker: Tracker, results: Path, number: int) -> None:
     description = find_table(number)
     if isinstance(tracker, NullTracker):  # which would throw away what takes bootstraps to compute
         return
+    # Draws with matplotlib, which trainings without a tracker do without.
+    from offset_equivariant.reporting.figures import table_curves
+
     records = find_records(results, number)
     table = build_table(description, records, outcomes=load_outcomes(results, records))
     tracker.table(f"table{number}", *tabulate(table))

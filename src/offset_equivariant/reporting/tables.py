@@ -11,6 +11,7 @@ from pathlib import Path
 from offset_equivariant.reporting.comparison import Cell, Table, TableRow, build_table
 from offset_equivariant.reporting.costs import COST_COLUMNS, read_costs, tabulate_costs
 from offset_equivariant.reporting.descriptions import TABLE1, TABLE3, TABLES, Supplement, TableDescription
+from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.records import find_records, load_outcomes, saturation_key
 from offset_equivariant.storage import replace_file
 
@@ -27,7 +28,6 @@ __all__ = [
     "TableRow",
     "build_table",
     "footnotes",
-    "markdown_rows",
     "notes_below",
     "read_tables",
     "render_csv",
@@ -308,7 +308,8 @@ def _count(number: str | int | None) -> str:
 
 
 def _superscript(index: int) -> str:
-    return "¹²³⁴⁵⁶⁷⁸⁹"[index]
+    """The mark of the footnote with this index: ¹ of the first."""
+    return str(index + 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _explanation(table: Table) -> str:
@@ -318,10 +319,3 @@ def _explanation(table: Table) -> str:
         f"S: saturation of the test illuminant. {counts} test images. {spread}±: standard deviation over seeds. "
         f"Difference: ours minus the paper's. {table.description.remark}"
     ).rstrip()
-
-
-def markdown_rows(rows: list[list[str]]) -> str:
-    """Return a table of Markdown; the first row is its header."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    rule = "|".join(["---"] + ["---:"] * (len(rows[0]) - 1))
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
