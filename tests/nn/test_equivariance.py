@@ -246,3 +246,42 @@ def test_a_module_that_carries_its_offset_beside_it_is_measured():
     trunk = nn.Sequential(oe.nn.TakeOutOffset(), oe.nn.Conv2d(3, 6, 3), oe.nn.BatchNormReLU(6))
     report = check_equivariance(trunk, (2, 3, 8, 8))
     assert report.equivariant and report.worst() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (oe.nn.Conv2d(6, 9, 3, padding=1, groups=3, constraint="projection"), (2, 6, 8, 8)),
+        (oe.nn.ConvTranspose2d(6, 6, 4, 2, 1, groups=2, constraint="projection"), (2, 6, 8, 8)),
+        (oe.nn.Linear(6, 9, constraint="projection"), (2, 6)),
+    ],
+    ids=["Conv2d", "ConvTranspose2d", "Linear"],
+)
+def test_weights_that_were_not_projected_are_measured_as_they_are(layer, shape):
+    network = nn.Sequential(oe.nn.ReLU(), layer)
+    assert check_equivariance(network, shape).equivariant
+    with torch.no_grad():
+        layer.weight.add_(1e-4)  # as after an optimiser's step
+    report = check_equivariance(network, shape)
+    assert report.worst() > 1e-5 and not report.equivariant and report.first_breaking == "1"
+    layer.project_()
+    assert check_equivariance(network, shape).worst() < 1e-13
+
+
+def test_weights_of_an_ordinary_network_that_were_not_projected_are_named():
+    network = nn.Sequential(oe.nn.Conv2d(3, 6, 3, padding=1, constraint="projection"))
+    network[0].load_state_dict(nn.Conv2d(3, 6, 3, padding=1).state_dict())
+    report = check_equivariance(network, (2, 3, 8, 8))
+    assert report.worst() > 0.1 and not report.equivariant and report.first_breaking == "0"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_rounding_of_projected_weights_is_no_violation(dtype):
+    layer = oe.nn.Conv2d(30, 60, 3, constraint="projection")
+    with torch.no_grad():
+        layer.weight.mul_(50)
+    layer.to(dtype).project_()
+    assert layer.satisfies_constraint()
+    assert check_equivariance(layer, (2, 30, 5, 5)).worst() < 1e-12
+    # To numbers in double precision, the rounding of single precision is a violation like any other.
+    assert not layer.float().double().satisfies_constraint()

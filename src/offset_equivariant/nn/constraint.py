@@ -120,6 +120,10 @@ class OffsetConstraint(nn.Module):
         """Return the largest violation of the constraint."""
         return constraint_error(weight, self.offset_groups, self.groups)
 
+    def rounding(self, weight: Tensor) -> float:
+        """Return the largest violation that rounding to the weight's type explains."""
+        return _rounding(weight.detach().abs().flatten(1).sum(1), weight.dtype)
+
 
 def project_transposed_weight(
     weight: Tensor, offset_groups: int, stride: Sequence[int], dilation: Sequence[int], groups: int = 1
@@ -197,6 +201,17 @@ class TransposedOffsetConstraint(OffsetConstraint):
         phases = product(*map(_phases_of_taps, weight.shape[2:], self.stride, self.dilation))
         return max(constraint_error(blocks[:, :, *phase], self.offset_groups, self.groups) for phase in phases)
 
+    def rounding(self, weight: Tensor) -> float:
+        return _rounding(weight.detach().abs().flatten(2).sum(2).unflatten(0, (self.groups, -1)).sum(1), weight.dtype)
+
+
+def _rounding(summed: Tensor, dtype: torch.dtype) -> float:
+    """What rounding may take from Eq. 16, by the largest sum of absolute weights of an output, and the target of 1.
+
+    Every weight is rounded, and so was the mean that the projection took from each: a few units in the last place.
+    """
+    return 4 * torch.finfo(dtype).eps * (1 + summed.max().item())
+
 
 class ConstrainedWeight(nn.Module):
     """Mixin of every layer whose ``weight`` obeys Eq. 10 or 16.
@@ -252,6 +267,11 @@ class ConstrainedWeight(nn.Module):
     def constraint_error(self) -> float:
         """Return the largest violation of the constraint by the weight that the layer computes with."""
         return self._projection.error(self.weight)
+
+    def satisfies_constraint(self) -> bool:
+        """Return whether the weight that the layer computes with obeys the constraint up to its type's rounding."""
+        weight = self.weight.detach().cpu()  # not every device has double precision
+        return self._projection.error(weight.double()) <= self._projection.rounding(weight)
 
     def _free_weight(self) -> Tensor:
         if parametrize.is_parametrized(self, "weight"):

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from offset_equivariant.groups import add_offset, group_mean
-from offset_equivariant.nn.constraint import project_
+from offset_equivariant.nn.constraint import ConstrainedWeight, project_
 from offset_equivariant.nn.shifted import FeatureMaps, ShiftedFeatures
 
 #: What an offset Δ of the input does to a correct output: adds GΔ (Eq. 2), the mean of Δ to everything (the scores of
@@ -89,8 +90,10 @@ def check_equivariance(
     """Measure the error of Eq. 2 in single and double precision, training and evaluation mode.
 
     The module itself is not touched: copies are measured, with random inputs and one random offset an image and group.
-    Layers held by projection are projected again in the precision of the measurement, since weights that satisfy
-    Eq. 16 as float32 numbers satisfy it in float64 only to 1e-7.
+    They have the module's weights as they are. Of layers held by projection (``constraint="projection"``), weights that
+    satisfy Eq. 16 up to the rounding of the type that they are kept in, as float32 numbers do to 1e-7, are projected
+    again in the precision of the measurement; weights that do not, since :func:`project_` was not called after they
+    were loaded or trained, are measured like any others, and break the property.
 
     Args:
         module: maps tensors ``(N, C, ...)`` to one such tensor.
@@ -109,13 +112,15 @@ def check_equivariance(
         raise ValueError("give the shape of the module's input, for instance (2, 15, 8, 8)")
     if not magnitudes:
         raise ValueError("magnitudes is empty: nothing would be measured")
+    rounded = [name for name, layer in module.named_modules() if _is_projected(layer)]
     measurements = []
     broken: str | None = None
     for dtype in TOLERANCES:
         for training in (False, True):
             # On the CPU: not every device has double precision.
             candidate = copy.deepcopy(module).cpu().to(dtype).train(training)
-            project_(candidate)
+            for name in rounded:
+                project_(candidate.get_submodule(name))
             for magnitude in magnitudes:
                 probe = _Probe(candidate, input_shapes, offset_groups, magnitude, dtype, seed)
                 measured = probe.measure(output, training)
@@ -125,6 +130,13 @@ def check_equivariance(
                     found = probe.first_breaking(output)
                     broken = broken if found is None else found
     return EquivarianceReport(tuple(measurements), broken)
+
+
+def _is_projected(layer: nn.Module) -> bool:
+    """Whether a layer holds its constraint by projection, and its weight was projected."""
+    if not isinstance(layer, ConstrainedWeight) or layer.holds_scaled_weight:
+        return False
+    return not parametrize.is_parametrized(layer, "weight") and layer.satisfies_constraint()
 
 
 class _Probe:
