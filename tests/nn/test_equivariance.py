@@ -285,3 +285,41 @@ def test_the_rounding_of_projected_weights_is_no_violation(dtype):
     assert check_equivariance(layer, (2, 30, 5, 5)).worst() < 1e-12
     # To numbers in double precision, the rounding of single precision is a violation like any other.
     assert not layer.float().double().satisfies_constraint()
+
+
+def test_an_invariant_output_may_lose_the_digits_that_an_offset_takes():
+    """Features beside an offset of 1000 have four digits less, and so have probabilities made of them."""
+    torch.manual_seed(0)
+    network = nn.Sequential(oe.nn.Linear(6, 30), oe.nn.InvariantHead(), Function(lambda x: 20 * x), nn.Softmax(1))
+    report = check_equivariance(network, (64, 6), output="invariant")
+    assert 1e-4 < report.worst(torch.float32) < 5e-3 and report.worst() < 1e-11
+    assert report.equivariant and report.first_breaking is None
+
+
+def test_a_folded_network_is_judged_by_the_type_that_its_weights_are_kept_in(randomised):
+    blocks = [part for _ in range(2) for part in (oe.nn.Conv2d(6, 6, 3, padding=1), oe.nn.BatchNormReLU(6))]
+    network = randomised(nn.Sequential(*blocks, oe.nn.Conv2d(6, 6, 3, padding=1)))
+    single = check_equivariance(oe.nn.fuse_for_inference(network), (2, 6, 8, 8))
+    assert 1e-9 < single.worst() < 1e-5 and single.equivariant and single.first_breaking is None
+    double = check_equivariance(oe.nn.fuse_for_inference(network.double()), (2, 6, 8, 8))
+    assert double.worst() < 1e-12 and double.measurements[-1].tolerance < 2e-10
+    broken = nn.Sequential(*oe.nn.fuse_for_inference(network), nn.Conv2d(6, 6, 1))
+    report = check_equivariance(broken, (2, 6, 8, 8))
+    assert not report.equivariant and report.first_breaking == "5"
+
+
+def test_what_no_submodule_breaks_alone_is_the_modules_own():
+    """Each error is within the tolerance, that of all is not."""
+    drift = [Function(lambda x: x + 6e-11 * x) for _ in range(4)]
+    report = check_equivariance(nn.Sequential(*drift), (2, 6, 4), magnitudes=(1.0,))
+    assert not report.equivariant and report.first_breaking == ""
+    assert check_equivariance(drift[0], (2, 6, 4), magnitudes=(1.0,)).equivariant
+
+
+def test_what_is_no_shape_and_what_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="an input's shape must be a sequence of whole numbers, batch first, but is 2;"):
+        check_equivariance(nn.Identity(), 2, 6)
+    with pytest.raises(TypeError, match="but is '26'"):
+        check_equivariance(nn.Identity(), "26")
+    with pytest.raises(TypeError, match="the module must return one tensor, but Function returned tuple; wrap it"):
+        check_equivariance(Function(lambda x: (x, x)), (2, 6))
