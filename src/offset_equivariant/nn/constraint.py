@@ -120,6 +120,11 @@ class OffsetConstraint(nn.Module):
         """Return the largest violation of the constraint."""
         return constraint_error(weight, self.offset_groups, self.groups)
 
+    def seen(self, weight: Tensor) -> Tensor:
+        """Return how many input channels of each offset group each output sees, ``(n, g)``; with taps, at each."""
+        outputs, visible = weight.shape[:2]
+        return _visible_groups(outputs, visible, self.offset_groups, self.groups, weight.device).sum(1)
+
     def rounding(self, weight: Tensor) -> float:
         """Return the largest violation that rounding to the weight's type explains."""
         return _rounding(weight.detach().abs().flatten(1).sum(1), weight.dtype)
@@ -200,6 +205,10 @@ class TransposedOffsetConstraint(OffsetConstraint):
         blocks = weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
         phases = product(*map(_phases_of_taps, weight.shape[2:], self.stride, self.dilation))
         return max(constraint_error(blocks[:, :, *phase], self.offset_groups, self.groups) for phase in phases)
+
+    def seen(self, weight: Tensor) -> Tensor:
+        outputs, visible = weight.shape[1] * self.groups, weight.shape[0] // self.groups
+        return _visible_groups(outputs, visible, self.offset_groups, self.groups, weight.device).sum(1)
 
     def rounding(self, weight: Tensor) -> float:
         return _rounding(weight.detach().abs().flatten(2).sum(2).unflatten(0, (self.groups, -1)).sum(1), weight.dtype)
