@@ -42,7 +42,7 @@ from offset_equivariant.nn.pooling import (
     MaxPool3d,
 )
 from offset_equivariant.nn.residual import OptionAShortcut, ResidualMerge
-from offset_equivariant.nn.shifted import GlobalAveragePool, ShiftedFeatures, TakeOutOffset
+from offset_equivariant.nn.shifted import GlobalAveragePool, Joined, ShiftedFeatures, TakeOutOffset
 from offset_equivariant.nn.transposed import ConvTranspose1d, ConvTranspose2d
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "GroupMean",
     "GroupMin",
     "InvariantHead",
+    "Joined",
     "LayerFamily",
     "LeakyReLU",
     "Linear",

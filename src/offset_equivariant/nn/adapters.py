@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from offset_equivariant.groups import add_offset, at_least_single, channels_per_group, split_groups
 from offset_equivariant.nn.pooling import make_group_pooling
 from offset_equivariant.nn.precision import autocasts
+from offset_equivariant.nn.shifted import require_tensor
 
 
 class OffsetAdapter(nn.Module):
@@ -43,7 +44,7 @@ class OffsetAdapter(nn.Module):
         self.add = make_group_pooling(add, offset_groups) if isinstance(add, str) else add
 
     def forward(self, x: Tensor) -> Tensor:
-        subtracted = self._pooled(self.subtract, x)
+        subtracted = self._pooled(self.subtract, require_tensor(x))
         added = subtracted if self.add is None else self._pooled(self.add, x)
         y: Tensor = self.module(add_offset(x, -subtracted))
         # Of the low precision that autocast gives, the sum would be rounded, and the offset with it.

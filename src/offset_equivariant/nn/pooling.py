@@ -139,6 +139,7 @@ class GroupLinear(nn.Module):
         self.combination.project_()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = require_tensor(x)
         means = x.flatten(2).mean(2, dtype=at_least_single(x.dtype)) if x.ndim > 2 else x
         pooled: Tensor = self.combination(means if autocasts(x) else means.to(x.dtype))
         return pooled
