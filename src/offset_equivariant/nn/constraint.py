@@ -19,6 +19,7 @@ repeating it after every step shrinks the weights to a box filter. See docs/DEVI
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, Literal, cast, get_args
@@ -125,6 +126,13 @@ class OffsetConstraint(nn.Module):
         outputs, visible = weight.shape[:2]
         return _visible_groups(outputs, visible, self.offset_groups, self.groups, weight.device).sum(1)
 
+    def largest_sum(self, shape: Sequence[int]) -> int:
+        """Return how many weights of that shape the longest sum of Eq. 16 has: 1 if it leaves nothing to learn.
+
+        The first output sees the most channels of one group: all that it sees, or all of its group.
+        """
+        return min(shape[1], shape[1] * self.groups // self.offset_groups) * math.prod(shape[2:])
+
     def rounding(self, weight: Tensor) -> float:
         """Return the largest violation that rounding to the weight's type explains."""
         return _rounding(weight.detach().abs().flatten(1).sum(1), weight.dtype)
@@ -210,6 +218,11 @@ class TransposedOffsetConstraint(OffsetConstraint):
         outputs, visible = weight.shape[1] * self.groups, weight.shape[0] // self.groups
         return _visible_groups(outputs, visible, self.offset_groups, self.groups, weight.device).sum(1)
 
+    def largest_sum(self, shape: Sequence[int]) -> int:
+        first = [_phases_of_taps(*axis)[0] for axis in zip(shape[2:], self.stride, self.dilation, strict=True)]
+        taps = [len(range(size)[phase]) for size, phase in zip(shape[2:], first, strict=True)]
+        return min(shape[0] // self.groups, shape[0] // self.offset_groups) * math.prod(taps)
+
     def rounding(self, weight: Tensor) -> float:
         return _rounding(weight.detach().abs().flatten(2).sum(2).unflatten(0, (self.groups, -1)).sum(1), weight.dtype)
 
@@ -249,6 +262,14 @@ class ConstrainedWeight(nn.Module):
         # Not as a submodule: it has no state, and is no part of what the layer computes.
         self.__dict__["_projection"] = projection
         self.project_()
+        if projection.largest_sum(self.weight.shape) == 1:
+            warnings.warn(
+                f"{type(self).__name__} with a weight of shape {tuple(self.weight.shape)}, offset_groups = "
+                f"{projection.offset_groups} and groups = {projection.groups} has weights that can learn nothing: no "
+                "output has more than one for an offset group, which the constraint sets to 0 or 1; give it a larger "
+                "kernel (of a transposed convolution, larger than the stride), more input channels or fewer groups",
+                stacklevel=3,  # of whoever made the layer
+            )
         if constraint == "parametrization":
             parametrize.register_parametrization(self, "weight", projection)
         self.register_load_state_dict_pre_hook(_translate_weight_key)  # type: ignore[no-untyped-call]

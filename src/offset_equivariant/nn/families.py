@@ -6,6 +6,7 @@ A model asks its family for layers and never which family it is. ``Conventional`
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, get_args
 
@@ -354,7 +355,9 @@ class PlainOffsetEquivariant(OffsetEquivariant):
         super().__post_init__()
         if self.rectifier_pooling not in ("mean", "linear"):
             raise ValueError(f"rectifier_pooling = {self.rectifier_pooling!r} is not one of mean, linear")
-        self._pooling(self.normalisation_pooling, self.offset_groups)  # refuses an unknown one
+        with warnings.catch_warnings():  # of a learned one that has nothing to learn: it is thrown away
+            warnings.simplefilter("ignore", UserWarning)
+            self._pooling(self.normalisation_pooling, self.offset_groups)  # refuses an unknown one
 
     def _pooling(self, name: str, channels: int) -> nn.Module:
         if name == "linear":
