@@ -21,7 +21,7 @@ from offset_equivariant.nn.constraint import (
 from offset_equivariant.nn.equivariance import EquivarianceReport, check_equivariance
 from offset_equivariant.nn.families import FAMILIES, Conventional, LayerFamily, OffsetEquivariant
 from offset_equivariant.nn.fused import BatchNormOfShortcut, BatchNormReLU
-from offset_equivariant.nn.inference import fuse_for_inference
+from offset_equivariant.nn.inference import LEAF_MODULES, fuse_for_inference
 from offset_equivariant.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 from offset_equivariant.nn.pooling import (
     AdaptiveAvgPool1d,
@@ -47,6 +47,7 @@ from offset_equivariant.nn.transposed import ConvTranspose1d, ConvTranspose2d
 
 __all__ = [
     "FAMILIES",
+    "LEAF_MODULES",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
