@@ -43,6 +43,7 @@ from offset_equivariant.nn.pooling import (
 )
 from offset_equivariant.nn.residual import OptionAShortcut, ResidualMerge
 from offset_equivariant.nn.shifted import GlobalAveragePool, Joined, ShiftedFeatures, TakeOutOffset
+from offset_equivariant.nn.synchronised import synchronise_batch_norm_
 from offset_equivariant.nn.transposed import ConvTranspose1d, ConvTranspose2d
 
 __all__ = [
@@ -98,4 +99,5 @@ __all__ = [
     "project_",
     "project_weight",
     "remove_parametrizations_",
+    "synchronise_batch_norm_",
 ]

@@ -15,6 +15,7 @@ from offset_equivariant.groups import add_offset, at_least_single, channels_per_
 from offset_equivariant.nn.pooling import make_group_pooling
 from offset_equivariant.nn.precision import autocasts
 from offset_equivariant.nn.shifted import require_tensor
+from offset_equivariant.nn.synchronised import SynchronisableBatchNorm2d
 
 
 class OffsetAdapter(nn.Module):
@@ -92,7 +93,8 @@ class BatchNorm1d(_BatchNorm):
 class BatchNorm2d(_BatchNorm):
     """Batch normalisation of ``(N, C, H, W)`` by Eq. 19; arguments as torch's, ``pooling`` as ReLU's."""
 
-    _normalisation = nn.BatchNorm2d
+    # torch's own, but that its statistics can be those of several processes.
+    _normalisation = SynchronisableBatchNorm2d
 
 
 class ReLU(OffsetAdapter):
