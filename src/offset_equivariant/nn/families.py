@@ -214,7 +214,10 @@ class OffsetEquivariant:
         shortcut_padding: see :class:`~offset_equivariant.nn.residual.OptionAShortcut`.
         init_gain: standard deviation of the initial convolution weights in units of He et al.'s, after projection.
         padding: of convolutions: ``replicate``, the border's own values, as in the paper, or ``offset``, zeros beside
-            the offset (see :class:`~offset_equivariant.nn.layers.Conv2d`). Transposed convolutions replicate.
+            the offset (see :class:`~offset_equivariant.nn.layers.Conv2d`). Transposed convolutions replicate. With
+            ``offset`` this family and the plain one are different functions of the same weights, both equivariant:
+            zeros beside the offset mean the level at which this family's rectifiers rectify, and the group means of
+            what the plain one's convolutions are given. With ``replicate`` they are the same up to rounding.
 
     Raises:
         ValueError: if ``offset_groups`` or ``init_gain`` is not positive, or the ``padding`` is another.
