@@ -74,6 +74,7 @@ class FusedNormalisation(nn.BatchNorm2d):
         super().__init__(num_features, eps, momentum)
         self.offset_groups = offset_groups
         self.border = int(border == 1)
+        self.register_load_state_dict_pre_hook(_translate_adapters_keys)  # type: ignore[no-untyped-call]
 
     def _of_any(self, input: Any, shortcut: Any) -> Any:
         """Of tensors or of :class:`ShiftedFeatures`."""
@@ -121,7 +122,8 @@ class FusedNormalisation(nn.BatchNorm2d):
 class BatchNormReLU(FusedNormalisation):
     """Equivariant batch normalisation and rectifier, with the residual merge between them where a shortcut is given.
 
-    Parameters and buffers are torch's ``BatchNorm2d``'s. Equal to the composition of
+    Parameters and buffers are torch's ``BatchNorm2d``'s; state dictionaries of
+    :class:`~offset_equivariant.nn.adapters.BatchNorm2d` at the same place load, too. Equal to the composition of
     :class:`~offset_equivariant.nn.adapters.BatchNorm2d`, :class:`~offset_equivariant.nn.residual.ResidualMerge` and
     :class:`~offset_equivariant.nn.adapters.ReLU` up to rounding; but it can be differentiated only once, and not by
     ``torch.func``, which these can.
@@ -168,6 +170,14 @@ class BatchNormOfShortcut(FusedNormalisation):
     def forward(self, input: Any) -> Any:
         """Return h of Eq. 19, shaped as ``input``."""
         return self._of_any(input, None)
+
+
+def _translate_adapters_keys(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Let the state of :class:`~offset_equivariant.nn.adapters.BatchNorm2d`, which wraps torch's, load."""
+    for name in module.state_dict():
+        wrapped = f"{prefix}module.{name}"
+        if wrapped in state_dict:  # before a count of batches that torch has put in, as of a version without it
+            state_dict[prefix + name] = state_dict.pop(wrapped)
 
 
 def _as_it_is(values: Tensor) -> Tensor:
