@@ -276,6 +276,8 @@ WITHOUT_FREEDOM = {
     "pointwise": lambda: oe.nn.Conv2d(3, 33, 1),
     "depthwise": lambda: oe.nn.Conv2d(6, 6, 1, groups=6),
     "linear": lambda: oe.nn.Linear(3, 9, constraint="projection"),
+    "family": lambda: oe.nn.OffsetEquivariant().conv2d(3, 6, 1),
+    "learned pooling": lambda: oe.nn.GroupLinear(3).combination,
     "all groups": lambda: oe.nn.Conv1d(6, 12, 1, groups=2, offset_groups=6),
     "transposed": lambda: oe.nn.ConvTranspose2d(6, 6, 2, 2, groups=6),
     "transposed and dilated": lambda: oe.nn.ConvTranspose1d(3, 6, 3, 3, dilation=2),

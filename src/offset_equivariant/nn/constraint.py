@@ -19,6 +19,7 @@ repeating it after every step shrinks the weights to a box filter. See docs/DEVI
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from itertools import product
@@ -268,7 +269,7 @@ class ConstrainedWeight(nn.Module):
                 f"{projection.offset_groups} and groups = {projection.groups} has weights that can learn nothing: no "
                 "output has more than one for an offset group, which the constraint sets to 0 or 1; give it a larger "
                 "kernel (of a transposed convolution, larger than the stride), more input channels or fewer groups",
-                stacklevel=3,  # of whoever made the layer
+                stacklevel=_calls_inside_the_package(),
             )
         if constraint == "parametrization":
             parametrize.register_parametrization(self, "weight", projection)
@@ -307,6 +308,14 @@ class ConstrainedWeight(nn.Module):
         if parametrize.is_parametrized(self, "weight"):
             return cast(Tensor, self.parametrizations["weight"].original)  # type: ignore[index,union-attr]
         return self.weight
+
+
+def _calls_inside_the_package() -> int:
+    """Return the caller's ``stacklevel`` of whoever made the layer outside of this package."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("offset_equivariant."):
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def _translate_weight_key(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
