@@ -336,3 +336,32 @@ def test_weights_trained_with_plain_layers_load_in_the_same_place(training, rand
     assert shortcut.running_mean.all()
     with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "weight"'):
         shortcut.load_state_dict({"module.bias": torch.zeros(6)})
+
+
+@pytest.mark.parametrize("layer", [BatchNormReLU, BatchNormOfShortcut])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_batch_of_no_images_is_torchs_to_the_last_number(layer, training, layout):
+    ours, torchs = layer(6, border=1).train(training), nn.BatchNorm2d(6).train(training)
+    torch.manual_seed(0)
+    for norm in (ours, torchs):
+        images = torch.zeros(0, 6, 4, 5).to(memory_format=layout).requires_grad_()
+        output = norm(images)
+        assert output.shape == (0, 6, 4, 5)
+        output.sum().backward()
+        assert images.grad.shape == (0, 6, 4, 5)
+        assert norm.weight.grad.tolist() == norm.bias.grad.tolist() == [0] * 6
+    for name, value in torchs.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name]), name
+    with torch.no_grad():
+        features = layer(6, border=1).train(training)(oe.nn.TakeOutOffset()(images))
+    assert features.joined().shape == (0, 6, 4, 5)
+
+
+def test_without_a_momentum_the_statistics_are_the_average_of_all_batches():
+    ours, torchs = BatchNormReLU(6, momentum=None).double(), oe.nn.BatchNorm2d(6, momentum=None).double()
+    for seed in range(3):
+        images = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        ours(images), torchs(images)
+    torch.testing.assert_close(ours.running_mean, torchs.module.running_mean)
+    torch.testing.assert_close(ours.running_var, torchs.module.running_var)

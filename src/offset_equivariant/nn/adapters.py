@@ -28,7 +28,8 @@ class OffsetAdapter(nn.Module):
         add: φ₂, likewise; None for the same as φ₁, computed once.
 
     Raises:
-        ValueError: for an unknown pooling, one whose result has another shape, or channels not divisible by the groups.
+        ValueError: if there are no groups, for an unknown pooling, one whose result has another shape, or channels not
+            divisible by the groups.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class OffsetAdapter(nn.Module):
         add: str | nn.Module | None = None,
     ) -> None:
         super().__init__()
+        channels_per_group(offset_groups, offset_groups)  # refuses what cannot be a number of groups
         self.module = module
         self.offset_groups = offset_groups
         self.subtract = make_group_pooling(subtract, offset_groups) if isinstance(subtract, str) else subtract
@@ -134,13 +136,14 @@ class Maxout(nn.Module):
     ``(N, C, ...)`` to ``(N, C // pieces, ...)``.
 
     Raises:
-        ValueError: if a group's channels are not divisible by ``pieces``.
+        ValueError: if a group's channels are not divisible by ``pieces``, or one of the two is not positive.
     """
 
     def __init__(self, pieces: int, *, offset_groups: int = 3) -> None:
         super().__init__()
         if pieces < 1:
             raise ValueError(f"pieces must be at least 1, got {pieces}")
+        channels_per_group(offset_groups, offset_groups)
         self.pieces = pieces
         self.offset_groups = offset_groups
 
@@ -161,11 +164,12 @@ class InvariantHead(nn.Module):
     An offset Δ of the input adds the mean of Δ to all k scores alike, so their softmax does not change (Eq. 28).
 
     Raises:
-        ValueError: if the scores are not divisible by the groups.
+        ValueError: if the scores are not divisible by the groups, or there are none.
     """
 
     def __init__(self, *, offset_groups: int = 3) -> None:
         super().__init__()
+        channels_per_group(offset_groups, offset_groups)
         self.offset_groups = offset_groups
 
     def forward(self, scores: Tensor) -> Tensor:

@@ -94,12 +94,14 @@ class FusedNormalisation(nn.BatchNorm2d):
             raise TypeError(f"the branch is ShiftedFeatures, but the shortcut is {type(x).__name__}: give both alike")
         if x is not None and x.shape != z.shape:  # broadcasting would merge what does not belong together
             raise ValueError(f"the shortcut has shape {tuple(x.shape)}, the branch {tuple(z.shape)}")
-        if self.training and z.values[:, 0].numel() < 2:
+        # As torch's own, which counts a batch of no images, and learns nothing of it.
+        trains = self.training and len(z.values) > 0
+        if trains and z.values[:, 0].numel() < 2:
             raise ValueError(
                 f"batch normalisation in training needs more than one value a channel, got {tuple(z.shape)}"
             )
-        running = None if self.training else (self.running_mean, self.running_var)
-        together = self.synchronised and self.training
+        running = None if trains else (self.running_mean, self.running_var)
+        together = self.synchronised and trains
         average = mean_over_processes if together else _as_it_is
         recipe = Recipe(running, self.eps, self.offset_groups, self._rectifies, average)
         shortcut = (None, None) if x is None else (x.values, x.shift)
@@ -110,9 +112,11 @@ class FusedNormalisation(nn.BatchNorm2d):
             padded = values.new_empty(0)
         else:
             values, padded, shift, mean, variance = _NormaliseAndRectify.apply(*arguments, self.border)
-        if self.training:
+        if trains:
             count = z.values[:, 0].numel() * (world_size() if together else 1)
             update_running_statistics_(self, mean, variance, count)
+        elif self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         return ShiftedFeatures(values, shift, z.offset, padded if padded.numel() else None)
 
     def extra_repr(self) -> str:
@@ -134,13 +138,13 @@ class BatchNormReLU(FusedNormalisation):
     Args:
         num_features: channels C.
         eps: added to the variance.
-        momentum: weight of a new batch in the running statistics.
+        momentum: weight of a new batch in the running statistics; None for the average of all batches so far.
         offset_groups: number of offset groups.
         border: width of the border that the next convolution pads with. One of 1 pixel is written along with the
             result, which saves that convolution a copy; it does not change what is computed.
 
     Raises:
-        ValueError: if ``num_features`` is not divisible by ``offset_groups``, or ``momentum`` is None.
+        ValueError: if ``num_features`` is not divisible by ``offset_groups``.
     """
 
     _rectifies = True

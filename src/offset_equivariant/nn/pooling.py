@@ -87,6 +87,7 @@ class _GroupPooling(nn.Module):
 
     def __init__(self, offset_groups: int = 3) -> None:
         super().__init__()
+        channels_per_group(offset_groups, offset_groups)  # refuses what cannot be a number of groups
         self.offset_groups = offset_groups
 
     def extra_repr(self) -> str:
