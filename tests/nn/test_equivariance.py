@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -319,6 +320,7 @@ def test_what_no_submodule_breaks_alone_is_the_modules_own():
 def test_what_is_no_shape_and_what_is_no_tensor_is_refused():
     with pytest.raises(TypeError, match="an input's shape must be a sequence of whole numbers, batch first, but is 2;"):
         check_equivariance(nn.Identity(), 2, 6)
+    assert check_equivariance(nn.Identity(), list(np.array([2, 6]))).equivariant
     with pytest.raises(TypeError, match="but is '26'"):
         check_equivariance(nn.Identity(), "26")
     with pytest.raises(TypeError, match="the module must return one tensor, but Function returned tuple; wrap it"):

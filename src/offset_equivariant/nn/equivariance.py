@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeGuard, get_args
 
 import torch
@@ -126,7 +127,7 @@ def check_equivariance(
     if not input_shapes:
         raise ValueError("give the shape of the module's input, for instance (2, 15, 8, 8)")
     for shape in input_shapes:
-        if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+        if not isinstance(shape, Sequence) or not all(isinstance(size, Integral) for size in shape):
             raise TypeError(
                 f"an input's shape must be a sequence of whole numbers, batch first, but is {shape!r}; give one for "
                 "each input, for instance check_equivariance(module, (2, 15, 8, 8))"
