@@ -317,6 +317,14 @@ def test_what_no_submodule_breaks_alone_is_the_modules_own():
     assert check_equivariance(drift[0], (2, 6, 4), magnitudes=(1.0,)).equivariant
 
 
+def test_no_verdict_is_without_a_name():
+    """A small output whose error is small beside the offset, and large beside itself."""
+    leak = Function(lambda x: 1e-6 * torch.tanh(x - x.mean((1, 2), keepdim=True)) + 1e-12 * x)
+    report = check_equivariance(leak, (2, 6, 4), offset_groups=1, output="invariant", magnitudes=(1.0,))
+    assert 1e-8 < report.worst() < 1e-4
+    assert not report.equivariant and report.first_breaking == ""
+
+
 def test_what_is_no_shape_and_what_is_no_tensor_is_refused():
     with pytest.raises(TypeError, match="an input's shape must be a sequence of whole numbers, batch first, but is 2;"):
         check_equivariance(nn.Identity(), 2, 6)
