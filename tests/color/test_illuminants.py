@@ -163,6 +163,14 @@ def test_augmentation_multiplies_channels():
     torch.testing.assert_close(lit, images * light)
 
 
+def test_augmentation_without_a_generator_draws_from_torchs_global_random_numbers():
+    white = torch.ones(2, 3, 1, 1)
+    torch.manual_seed(5)
+    first, second = IlluminantAugmentation()(white), IlluminantAugmentation()(white)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, IlluminantAugmentation()(white, torch.Generator().manual_seed(5)))
+
+
 @pytest.mark.parametrize("saturation", [0.0, 1.1])
 def test_augmentation_refuses_other_saturations(saturation):
     with pytest.raises(ValueError, match=rf"largest_saturation must be in \(0, 1\], but is {saturation}"):

@@ -92,6 +92,14 @@ def test_the_generator_decides_everything():
     assert not torch.equal(first, second)
 
 
+def test_without_a_generator_torchs_global_random_numbers_decide():
+    jitter, images = ColorJitter(0.4, 0.4, 0.4, 0.1), example_images()
+    torch.manual_seed(5)
+    first, second = jitter(images), jitter(images)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, jitter(images, torch.Generator().manual_seed(5)))
+
+
 def test_results_are_images():
     result = ColorJitter(2.0, 2.0, 2.0, 0.5)(example_images(), torch.Generator().manual_seed(0))
     assert result.min() >= 0

@@ -163,3 +163,25 @@ def test_filled_clipping_of_channels_and_images_without_light():
     assert (FilledClipping()(black) == torch.tensor(2e-4)).all()
     never = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).expand(1, 2, 2).reshape(1, 2, 1, 2) * 0.5
     assert (FilledClipping()(never) == torch.tensor(2e-4)).all()
+
+
+@pytest.mark.parametrize("clipping", [AbsoluteClipping(), RelativeClipping(), FilledClipping()])
+def test_whole_numbers_are_refused(clipping):
+    bytes_of_images = torch.full((1, 3, 2, 2), 128, dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"linear must be a floating-point tensor .*; divide 8-bit values by 255"):
+        linear_to_log_rgb(bytes_of_images, clipping)
+    with pytest.raises(TypeError, match="linear must be a floating-point tensor"):
+        clipping(bytes_of_images)
+
+
+@pytest.mark.parametrize("clipping", [RelativeClipping(), FilledClipping()])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dark_images_in_half_precision_have_a_logarithm(clipping, dtype):
+    """A thousandth of a mean of 3e-5 is less than float16 has numbers for."""
+    linear = (3e-5 * torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))).to(dtype)
+    linear[0, :, 0, 0] = 0
+    assert (clipping(linear) > 0).all()
+    log_rgb = linear_to_log_rgb(linear, clipping)
+    assert log_rgb.dtype == dtype
+    expected = linear_to_log_rgb(linear.double(), clipping)
+    torch.testing.assert_close(log_rgb.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-5)

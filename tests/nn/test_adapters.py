@@ -107,7 +107,8 @@ def test_batch_norm_1d_normalises_the_centred_features(layer, shape, training, r
 def test_batch_norm_takes_torchs_arguments():
     for layer, plain in [(oe.nn.BatchNorm1d, nn.BatchNorm1d), (oe.nn.BatchNorm2d, nn.BatchNorm2d)]:
         inner = layer(6, 1e-3, None, False, False).module
-        assert repr(inner) == repr(plain(6, 1e-3, None, False, False))
+        assert isinstance(inner, plain)
+        assert inner.extra_repr() == plain(6, 1e-3, None, False, False).extra_repr()
 
 
 LAYERS = [
@@ -184,3 +185,23 @@ def test_activations_take_torchs_arguments_and_never_overwrite_their_input():
         (found,), (wanted,) = (torch.autograd.grad(of.square().sum(), x) for of in (y, expected))
         torch.testing.assert_close(found, wanted)
     assert oe.nn.BatchNorm2d(6, device="meta", dtype=torch.float64).module.weight.is_meta
+
+
+@pytest.mark.parametrize("offset_groups", [0, -3, 1.5, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        oe.nn.ReLU,
+        lambda **groups: oe.nn.ReLU(pooling=nn.Flatten(), **groups),
+        oe.nn.LeakyReLU,
+        oe.nn.Dropout,
+        lambda **groups: oe.nn.Maxout(2, **groups),
+        oe.nn.InvariantHead,
+        oe.nn.GroupMax,
+        oe.nn.Concatenation,
+        oe.nn.ResidualMerge,
+    ],
+)
+def test_what_is_no_number_of_groups_is_refused_when_a_layer_is_made(make, offset_groups):
+    with pytest.raises(ValueError, match=f"offset_groups must be a whole number of at least 1, got {offset_groups}"):
+        make(offset_groups=offset_groups)

@@ -270,3 +270,50 @@ def test_parametrisations_of_others_are_not_removed():
         with pytest.raises(ValueError, match=f"Conv1d has parametrisations of .*{name} beside the constraint"):
             remove_parametrizations_(layer)
         assert torch.equal(layer(x), expected)
+
+
+WITHOUT_FREEDOM = {
+    "pointwise": lambda: oe.nn.Conv2d(3, 33, 1),
+    "depthwise": lambda: oe.nn.Conv2d(6, 6, 1, groups=6),
+    "linear": lambda: oe.nn.Linear(3, 9, constraint="projection"),
+    "family": lambda: oe.nn.OffsetEquivariant().conv2d(3, 6, 1),
+    "learned pooling": lambda: oe.nn.GroupLinear(3).combination,
+    "all groups": lambda: oe.nn.Conv1d(6, 12, 1, groups=2, offset_groups=6),
+    "transposed": lambda: oe.nn.ConvTranspose2d(6, 6, 2, 2, groups=6),
+    "transposed and dilated": lambda: oe.nn.ConvTranspose1d(3, 6, 3, 3, dilation=2),
+}
+
+
+@pytest.mark.parametrize("make", WITHOUT_FREEDOM.values(), ids=WITHOUT_FREEDOM)
+def test_layers_whose_weights_can_learn_nothing_warn(make):
+    with pytest.warns(UserWarning, match="has weights that can learn nothing: .* give it a larger kernel") as warned:
+        layer = make()
+    assert warned[0].filename == __file__
+    assert ((layer.weight.abs() < 1e-6) | ((layer.weight - 1).abs() < 1e-6)).all()
+    with torch.no_grad():
+        layer._free_weight().normal_()
+    layer.project_()
+    assert ((layer.weight.abs() < 1e-6) | ((layer.weight - 1).abs() < 1e-6)).all()
+
+
+WITH_FREEDOM = {
+    "kernel": lambda: oe.nn.Conv2d(3, 33, (1, 2)),
+    "channels": lambda: oe.nn.Conv2d(6, 33, 1),
+    "fewer groups": lambda: oe.nn.Conv2d(6, 6, 1, groups=2),
+    "straddling groups": lambda: oe.nn.Conv2d(12, 12, 1, groups=4, offset_groups=6),
+    "transposed": lambda: oe.nn.ConvTranspose2d(6, 6, 3, 2, groups=6),
+    "learned pooling": lambda: oe.nn.families.PlainOffsetEquivariant(normalisation_pooling="linear").linear(6, 6),
+    "meta": lambda: oe.nn.Conv2d(6, 6, 1, groups=2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("make", WITH_FREEDOM.values(), ids=WITH_FREEDOM)
+def test_layers_whose_weights_can_learn_do_not_warn(make, recwarn):
+    layer = make()
+    assert not recwarn
+    if not layer.weight.is_meta:
+        drawn = []
+        for _ in range(2):
+            layer.reset_parameters()
+            drawn.append(layer.weight.detach().clone())
+        assert (drawn[0] - drawn[1]).abs().max() > 0.1

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -246,3 +247,89 @@ def test_a_module_that_carries_its_offset_beside_it_is_measured():
     trunk = nn.Sequential(oe.nn.TakeOutOffset(), oe.nn.Conv2d(3, 6, 3), oe.nn.BatchNormReLU(6))
     report = check_equivariance(trunk, (2, 3, 8, 8))
     assert report.equivariant and report.worst() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (oe.nn.Conv2d(6, 9, 3, padding=1, groups=3, constraint="projection"), (2, 6, 8, 8)),
+        (oe.nn.ConvTranspose2d(6, 6, 4, 2, 1, groups=2, constraint="projection"), (2, 6, 8, 8)),
+        (oe.nn.Linear(6, 9, constraint="projection"), (2, 6)),
+    ],
+    ids=["Conv2d", "ConvTranspose2d", "Linear"],
+)
+def test_weights_that_were_not_projected_are_measured_as_they_are(layer, shape):
+    network = nn.Sequential(oe.nn.ReLU(), layer)
+    assert check_equivariance(network, shape).equivariant
+    with torch.no_grad():
+        layer.weight.add_(1e-4)  # as after an optimiser's step
+    report = check_equivariance(network, shape)
+    assert report.worst() > 1e-5 and not report.equivariant and report.first_breaking == "1"
+    layer.project_()
+    assert check_equivariance(network, shape).worst() < 1e-13
+
+
+def test_weights_of_an_ordinary_network_that_were_not_projected_are_named():
+    network = nn.Sequential(oe.nn.Conv2d(3, 6, 3, padding=1, constraint="projection"))
+    network[0].load_state_dict(nn.Conv2d(3, 6, 3, padding=1).state_dict())
+    report = check_equivariance(network, (2, 3, 8, 8))
+    assert report.worst() > 0.1 and not report.equivariant and report.first_breaking == "0"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_rounding_of_projected_weights_is_no_violation(dtype):
+    layer = oe.nn.Conv2d(30, 60, 3, constraint="projection")
+    with torch.no_grad():
+        layer.weight.mul_(50)
+    layer.to(dtype).project_()
+    assert layer.satisfies_constraint()
+    assert check_equivariance(layer, (2, 30, 5, 5)).worst() < 1e-12
+    # To numbers in double precision, the rounding of single precision is a violation like any other.
+    assert not layer.float().double().satisfies_constraint()
+
+
+def test_an_invariant_output_may_lose_the_digits_that_an_offset_takes():
+    """Features beside an offset of 1000 have four digits less, and so have probabilities made of them."""
+    torch.manual_seed(0)
+    network = nn.Sequential(oe.nn.Linear(6, 30), oe.nn.InvariantHead(), Function(lambda x: 20 * x), nn.Softmax(1))
+    report = check_equivariance(network, (64, 6), output="invariant")
+    assert 1e-4 < report.worst(torch.float32) < 5e-3 and report.worst() < 1e-11
+    assert report.equivariant and report.first_breaking is None
+
+
+def test_a_folded_network_is_judged_by_the_type_that_its_weights_are_kept_in(randomised):
+    blocks = [part for _ in range(2) for part in (oe.nn.Conv2d(6, 6, 3, padding=1), oe.nn.BatchNormReLU(6))]
+    network = randomised(nn.Sequential(*blocks, oe.nn.Conv2d(6, 6, 3, padding=1)))
+    single = check_equivariance(oe.nn.fuse_for_inference(network), (2, 6, 8, 8))
+    assert 1e-9 < single.worst() < 1e-5 and single.equivariant and single.first_breaking is None
+    double = check_equivariance(oe.nn.fuse_for_inference(network.double()), (2, 6, 8, 8))
+    assert double.worst() < 1e-12 and double.measurements[-1].tolerance < 2e-10
+    broken = nn.Sequential(*oe.nn.fuse_for_inference(network), nn.Conv2d(6, 6, 1))
+    report = check_equivariance(broken, (2, 6, 8, 8))
+    assert not report.equivariant and report.first_breaking == "5"
+
+
+def test_what_no_submodule_breaks_alone_is_the_modules_own():
+    """Each error is within the tolerance, that of all is not."""
+    drift = [Function(lambda x: x + 6e-11 * x) for _ in range(4)]
+    report = check_equivariance(nn.Sequential(*drift), (2, 6, 4), magnitudes=(1.0,))
+    assert not report.equivariant and report.first_breaking == ""
+    assert check_equivariance(drift[0], (2, 6, 4), magnitudes=(1.0,)).equivariant
+
+
+def test_no_verdict_is_without_a_name():
+    """A small output whose error is small beside the offset, and large beside itself."""
+    leak = Function(lambda x: 1e-6 * torch.tanh(x - x.mean((1, 2), keepdim=True)) + 1e-12 * x)
+    report = check_equivariance(leak, (2, 6, 4), offset_groups=1, output="invariant", magnitudes=(1.0,))
+    assert 1e-8 < report.worst() < 1e-4
+    assert not report.equivariant and report.first_breaking == ""
+
+
+def test_what_is_no_shape_and_what_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="an input's shape must be a sequence of whole numbers, batch first, but is 2;"):
+        check_equivariance(nn.Identity(), 2, 6)
+    assert check_equivariance(nn.Identity(), list(np.array([2, 6]))).equivariant
+    with pytest.raises(TypeError, match="but is '26'"):
+        check_equivariance(nn.Identity(), "26")
+    with pytest.raises(TypeError, match="the module must return one tensor, but Function returned tuple; wrap it"):
+        check_equivariance(Function(lambda x: (x, x)), (2, 6))

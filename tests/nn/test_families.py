@@ -115,6 +115,30 @@ def test_transposed_convolutions_start_with_the_taps_of_an_output():
     assert share.item() == pytest.approx(2, rel=0.1)  # He et al.: twice, of which a rectifier leaves half
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        oe.nn.Conv2d(48, 4800, 3, groups=48),  # one offset group an output
+        oe.nn.Conv2d(12, 6000, 3, groups=4),  # one or two
+        oe.nn.Conv2d(6, 3000, 3, groups=2),  # two
+        oe.nn.ConvTranspose2d(12, 6000, 6, 3, groups=4),
+        oe.nn.Conv2d(12, 3000, 1, groups=2),
+    ],
+)
+def test_grouped_convolutions_start_with_the_variance_asked_for(layer):
+    torch.manual_seed(0)
+    OffsetEquivariant().initialise_(layer)
+    assert layer.constraint_error() < 1e-5
+    fan_in = layer.in_channels // layer.groups * math.prod(layer.kernel_size) / math.prod(layer.stride)
+    # Beside the averaging filter that the constraint prescribes.
+    box = layer._projection(torch.zeros_like(layer.weight))
+    of_outputs = (layer.weight - box).detach().square()
+    if isinstance(layer, nn.ConvTranspose2d):
+        of_outputs = of_outputs.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+    for part in of_outputs.flatten(1).mean(1).chunk(6):  # which see other offset groups
+        assert part.mean().item() == pytest.approx(2 / fan_in, rel=0.06)
+
+
 def test_one_channel_a_group_and_one_tap_leave_nothing_to_draw():
     family = OffsetEquivariant()
     layer = family.conv2d(3, 6, 1)

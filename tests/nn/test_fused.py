@@ -310,3 +310,49 @@ def test_running_statistics_are_the_average_of_all_batches_without_a_momentum():
     torch.testing.assert_close(fused[0].running_var, plain.module.running_var, rtol=0, atol=1e-14)
     assert fused[0].num_batches_tracked == 3 and fused[0].momentum == 0.1
     assert BatchNormReLU(6, momentum=None).momentum is None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_weights_trained_with_plain_layers_load_in_the_same_place(training, randomised):
+    def plain_part():
+        return nn.Sequential(oe.nn.Conv2d(3, 6, 3, padding=1), oe.nn.BatchNorm2d(6), oe.nn.ReLU())
+
+    def fused_part():
+        return nn.Sequential(oe.nn.Conv2d(3, 6, 3, padding=1), oe.nn.BatchNormReLU(6), nn.Identity())
+
+    plain = randomised(nn.Sequential(*plain_part(), oe.nn.Conv2d(6, 3, 3), plain_part())).double().train(training)
+    fused = nn.Sequential(*fused_part(), oe.nn.Conv2d(6, 3, 3), fused_part()).double().train(training)
+    plain[1].module.num_batches_tracked.fill_(7)
+    state = plain.state_dict()
+    assert "1.module.weight" in state and "4.1.module.running_var" in state
+    fused.load_state_dict(state)
+    assert "1.module.weight" in state  # the caller's is left alone
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(fused(images), plain(images), rtol=1e-11, atol=1e-11)
+    assert fused[1].num_batches_tracked == plain[1].module.num_batches_tracked == 7 + int(training)
+    fused.load_state_dict(fused.state_dict())
+    shortcut = oe.nn.BatchNormOfShortcut(6)
+    shortcut.load_state_dict(randomised(oe.nn.BatchNorm2d(6)).state_dict())
+    assert shortcut.running_mean.all()
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "weight"'):
+        shortcut.load_state_dict({"module.bias": torch.zeros(6)})
+
+
+@pytest.mark.parametrize("layer", [BatchNormReLU, BatchNormOfShortcut])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_batch_of_no_images_is_torchs_to_the_last_number(layer, training, layout):
+    ours, torchs = layer(6, border=1).train(training), nn.BatchNorm2d(6).train(training)
+    torch.manual_seed(0)
+    for norm in (ours, torchs):
+        images = torch.zeros(0, 6, 4, 5).to(memory_format=layout).requires_grad_()
+        output = norm(images)
+        assert output.shape == (0, 6, 4, 5)
+        output.sum().backward()
+        assert images.grad.shape == (0, 6, 4, 5)
+        assert norm.weight.grad.tolist() == norm.bias.grad.tolist() == [0] * 6
+    for name, value in torchs.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name]), name
+    with torch.no_grad():
+        features = layer(6, border=1).train(training)(oe.nn.TakeOutOffset()(images))
+    assert features.joined().shape == (0, 6, 4, 5)

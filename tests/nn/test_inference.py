@@ -1,10 +1,15 @@
 import copy
+import importlib
+import inspect
+import pkgutil
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
 
+import offset_equivariant as oe
 from offset_equivariant.groups import add_offset
 from offset_equivariant.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
 from offset_equivariant.nn import (
@@ -17,6 +22,7 @@ from offset_equivariant.nn import (
     project_,
 )
 from offset_equivariant.nn.fused import ConventionalBatchNormReLU
+from offset_equivariant.nn.plain import PlainBatchNormReLU
 
 FAMILIES = {
     "conventional": Conventional(),
@@ -295,3 +301,26 @@ def test_scales_that_half_precision_has_no_digits_for_are_refused():
     assert half(images.half()).isfinite().all()
     with pytest.raises(ValueError, match=r"scales are zero in torch\.float16"):
         fuse_for_inference(half)
+
+
+def test_every_layer_of_the_package_is_a_leaf_to_tracers():
+    """All but the reparametrisation, which is no layer, and a composition of leaves."""
+    found = set()
+    for module in pkgutil.iter_modules(oe.nn.__path__, "offset_equivariant.nn."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.name:
+                found.add(value)
+    layers = {kind for kind in found if not issubclass(kind, oe.nn.OffsetConstraint | PlainBatchNormReLU)}
+    assert len(layers) > 40
+    assert [kind for kind in layers if not issubclass(kind, oe.nn.LEAF_MODULES)] == []
+
+
+@pytest.mark.parametrize("family", [*FAMILIES.values(), oe.nn.FAMILIES["offset_equivariant_plain"]()], ids=str)
+def test_features_of_inner_layers_are_extracted(family):
+    network, images = CifarResNet(8, 5, family).eval(), random_images(2, 3, 12, 12)
+    leaves = {"leaf_modules": list(oe.nn.LEAF_MODULES)}
+    extract = create_feature_extractor(network, {"stages.1": "inner", "scores": "scores"}, tracer_kwargs=leaves)
+    found = extract(images)
+    expected = oe.nn.Joined()(nn.Sequential(*list(network)[:3], *network.stages[:2])(images))
+    torch.testing.assert_close(oe.nn.Joined()(found["inner"]), expected)
+    torch.testing.assert_close(found["scores"], network(images))

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -39,7 +42,7 @@ def test_joining_adds_shift_and_offset_to_every_pixel():
 def test_half_precision_keeps_offset_and_shift_precise():
     x = random_tensor(2, 6, 4, 4).to(torch.bfloat16)
     features = without_offset(x, 3)
-    assert [part.dtype for part in features[:3]] == [torch.bfloat16, torch.float32, torch.float32]
+    assert [part.dtype for part in list(features)[:3]] == [torch.bfloat16, torch.float32, torch.float32]
     torch.testing.assert_close(features.offset, group_mean(x.float(), 3), rtol=1e-6, atol=1e-7)
 
 
@@ -123,3 +126,65 @@ def test_what_cannot_be_taken_says_what_to_do():
     for layer in (oe.nn.Linear(6, 6), oe.nn.ConvTranspose2d(6, 6, 3), oe.nn.AvgPool2d(2)):
         with pytest.raises(TypeError, match=r"expected a tensor, got ShiftedFeatures, .* pass on \.joined\(\)"):
             layer(features)
+
+
+def test_new_values_have_no_border_of_the_old_ones():
+    features, _ = random_features(2, 6, 4, 5, border=1)
+    halved = features._replace(values=features.values / 2)
+    assert halved.border == 0
+    layer = oe.nn.Conv2d(6, 6, 3, padding=1).double()
+    expected = layer(ShiftedFeatures(features.values / 2, features.shift, features.offset))
+    torch.testing.assert_close(layer(halved).joined(), expected.joined(), rtol=0, atol=1e-12)
+    assert features._replace(shift=features.shift + 1).border == 1
+    assert features._replace(values=features.values, padded=features.padded).border == 1
+
+
+def test_feature_maps_have_no_index_and_are_a_tuple_otherwise():
+    features, joined = random_features(2, 6, 4, 5, border=1)
+    for index in (0, slice(1), -1):
+        with pytest.raises(TypeError, match=r"have no index: .* take \.joined\(\)\[\.\.\.\] for images"):
+            features[index]
+    values, shift, offset, padded = features
+    assert values is features.values and padded is features.padded and features._asdict()["shift"] is shift
+    leaves, structure = torch.utils._pytree.tree_flatten(features)
+    copies = [
+        torch.utils._pytree.tree_unflatten(leaves, structure),
+        pickle.loads(pickle.dumps(features)),
+        copy.deepcopy(features),
+    ]
+    for copied in copies:
+        assert isinstance(copied, ShiftedFeatures)
+        torch.testing.assert_close(copied.joined(), joined, rtol=0, atol=1e-12)
+    assert torch.equal(copies[1].offset, offset)
+
+
+def test_compiled_parts_take_and_give_feature_maps():
+    features, joined = random_features(2, 6, 4, 5)
+    layer = oe.nn.Conv2d(6, 6, 3, padding=1).double()
+    compiled = torch.compile(layer, backend="eager")
+    torch.testing.assert_close(compiled(features).joined(), layer(joined), rtol=0, atol=1e-12)
+
+
+def test_joining_in_a_sequence():
+    features, joined = random_features(2, 6, 4, 5)
+    torch.testing.assert_close(oe.nn.Joined()(features), joined, rtol=0, atol=1e-12)
+    assert oe.nn.Joined()(joined) is joined
+    network = torch.nn.Sequential(TakeOutOffset(), oe.nn.Conv2d(6, 6, 3), oe.nn.Joined(), oe.nn.AvgPool2d(2)).double()
+    expected = F.avg_pool2d(network[1](joined), 2)
+    torch.testing.assert_close(network(joined), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        oe.nn.BatchNorm2d(6, pooling=oe.nn.GroupLinear(6)),
+        oe.nn.GroupLinear(6),
+        oe.nn.ReLU(),
+        oe.nn.LeakyReLU(pooling="max"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_take_tensors_only_say_so(layer):
+    features, _ = random_features(2, 6, 4, 5)
+    with pytest.raises(TypeError, match=r"expected a tensor, got ShiftedFeatures, .*; pass on \.joined\(\)"):
+        layer.double()(features)

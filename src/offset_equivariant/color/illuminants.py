@@ -144,19 +144,21 @@ class IlluminantAugmentation:
         if not 0 < self.largest_saturation <= 1:
             raise ValueError(f"largest_saturation must be in (0, 1], but is {self.largest_saturation}.")
 
-    def __call__(self, linear: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, linear: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Shows each image under an illuminant of its own.
 
         Args:
             linear: Linear images of shape (N, 3, H, W).
-            generator: Source of everything random; one on the CPU gives the same illuminants on every device.
+            generator: Source of everything random; one on the CPU gives the same illuminants on every device. A fresh
+                one has always the same seed; without one, torch's global random numbers on the CPU are used.
 
         Returns:
             The images under their illuminants, same shape and dtype.
         """
         return apply_illuminant(linear, self.draw(len(linear), generator))
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws the illuminants of that many images: linear RGB, float64 (N, 3)."""
-        hues, shares = torch.rand(2, count, generator=generator, device=generator.device, dtype=torch.float64)
+        device = torch.device("cpu") if generator is None else generator.device
+        hues, shares = torch.rand(2, count, generator=generator, device=device, dtype=torch.float64)
         return hsv_to_rgb(hues, self.largest_saturation * shares, 1.0)

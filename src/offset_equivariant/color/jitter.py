@@ -54,12 +54,13 @@ class ColorJitter:
                 limits = "in [0, 0.5]" if name == "hue" else "finite and not negative"
                 raise ValueError(f"ColorJitter.{name} must be {limits}, but is {strength}.")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Jitters a batch.
 
         Args:
             images: sRGB images of shape (N, 3, H, W), floating point in [0, 1].
-            generator: Source of everything random; one on the CPU gives the same jitter on every device.
+            generator: Source of everything random; one on the CPU gives the same jitter on every device. A fresh one
+                has always the same seed; without one, torch's global random numbers on the CPU are used.
 
         Returns:
             Jittered images, same shape and dtype, in [0, 1]; the input itself if every strength is 0.
@@ -69,9 +70,9 @@ class ColorJitter:
         """
         return self.apply(images, self.draw(len(images), generator))
 
-    def draw(self, count: int, generator: torch.Generator) -> JitterDraws:
+    def draw(self, count: int, generator: torch.Generator | None = None) -> JitterDraws:
         """Draws what `apply` needs for a batch of that many images."""
-        device = generator.device
+        device = torch.device("cpu") if generator is None else generator.device
         order = torch.randperm(4, generator=generator, device=device).tolist()
         return JitterDraws(tuple(order), torch.rand(4, count, generator=generator, device=device))
 

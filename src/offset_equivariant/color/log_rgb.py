@@ -17,6 +17,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from offset_equivariant.color.srgb import require_floating_point
+
 
 @dataclass(frozen=True)
 class AbsoluteClipping:
@@ -32,7 +34,12 @@ class AbsoluteClipping:
         _require_inside_unit_interval("AbsoluteClipping.epsilon", self.epsilon)
 
     def __call__(self, linear: Tensor) -> Tensor:
-        """Returns max(linear, epsilon); any shape, usually (N, C, H, W)."""
+        """Returns max(linear, epsilon); floating point of any shape, usually (N, C, H, W).
+
+        Raises:
+            TypeError: If `linear` is not floating point.
+        """
+        require_floating_point("linear", linear)
         return linear.clamp(min=self.epsilon)
 
 
@@ -63,12 +70,15 @@ class RelativeClipping:
             linear: Linear images of shape (N, C, H, W).
 
         Returns:
-            Clipped images, strictly positive, same shape.
+            Clipped images, strictly positive, same shape, in at least single precision: in half precision the
+            threshold of a dark channel would be zero.
 
         Raises:
+            TypeError: If `linear` is not floating point.
             ValueError: If `linear` does not have four dimensions.
         """
         _require_images(linear)
+        linear = _at_least_single(linear)
         mean = linear.clamp(min=0).mean(dim=(2, 3), keepdim=True)
         return torch.maximum(linear, self.threshold(mean))
 
@@ -105,12 +115,14 @@ class FilledClipping:
             linear: Linear images of shape (N, C, H, W).
 
         Returns:
-            Images of the same shape, strictly positive.
+            Images of the same shape, strictly positive, in at least single precision.
 
         Raises:
+            TypeError: If `linear` is not floating point.
             ValueError: If `linear` does not have four dimensions.
         """
         _require_images(linear)
+        linear = _at_least_single(linear)
         dark = linear.amax(dim=(2, 3), keepdim=True) <= 0
         valid = ((linear > 0) | dark).all(dim=1, keepdim=True)
         mean = _mean_over(linear.clamp(min=0), valid)
@@ -125,7 +137,12 @@ def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen, values, 0).sum(dim=(2, 3), keepdim=True) / count
 
 
+def _at_least_single(linear: Tensor) -> Tensor:
+    return linear.to(torch.promote_types(linear.dtype, torch.float32))
+
+
 def _require_images(linear: Tensor) -> None:
+    require_floating_point("linear", linear)
     if linear.ndim != 4:
         raise ValueError(
             f"linear must have shape (N, C, H, W) to be clipped relative to each channel's mean, "
@@ -162,13 +179,18 @@ def linear_to_log_rgb(linear: Tensor, clipping: Callable[[Tensor], Tensor]) -> T
     """Converts linear RGB to log RGB, x' = log(1 / x) (Eq. 23), after clipping.
 
     Args:
-        linear: Linear images of shape (N, C, H, W).
-        clipping: Makes the values positive; see the three classes of this module.
+        linear: Linear images of shape (N, C, H, W), floating point.
+        clipping: Makes the values positive; see the three classes of this module. It is given at least single
+            precision, and so is the logarithm.
 
     Returns:
-        Log RGB images, same shape. Dark is large: linear 1 maps to 0, linear 2e-4 to 8.5.
+        Log RGB images, same shape and dtype. Dark is large: linear 1 maps to 0, linear 2e-4 to 8.5.
+
+    Raises:
+        TypeError: If `linear` is not floating point.
     """
-    return -clipping(linear).log()
+    require_floating_point("linear", linear)
+    return (-clipping(_at_least_single(linear)).log()).to(linear.dtype)
 
 
 def log_rgb_to_linear(log_rgb: Tensor) -> Tensor:

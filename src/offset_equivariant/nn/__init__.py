@@ -21,7 +21,7 @@ from offset_equivariant.nn.constraint import (
 from offset_equivariant.nn.equivariance import EquivarianceReport, check_equivariance
 from offset_equivariant.nn.families import FAMILIES, Conventional, LayerFamily, OffsetEquivariant
 from offset_equivariant.nn.fused import BatchNormOfShortcut, BatchNormReLU
-from offset_equivariant.nn.inference import fuse_for_inference
+from offset_equivariant.nn.inference import LEAF_MODULES, fuse_for_inference
 from offset_equivariant.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 from offset_equivariant.nn.pooling import (
     AdaptiveAvgPool1d,
@@ -42,11 +42,13 @@ from offset_equivariant.nn.pooling import (
     MaxPool3d,
 )
 from offset_equivariant.nn.residual import OptionAShortcut, ResidualMerge
-from offset_equivariant.nn.shifted import GlobalAveragePool, ShiftedFeatures, TakeOutOffset
+from offset_equivariant.nn.shifted import GlobalAveragePool, Joined, ShiftedFeatures, TakeOutOffset
+from offset_equivariant.nn.synchronised import synchronise_batch_norm_
 from offset_equivariant.nn.transposed import ConvTranspose1d, ConvTranspose2d
 
 __all__ = [
     "FAMILIES",
+    "LEAF_MODULES",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
@@ -75,6 +77,7 @@ __all__ = [
     "GroupMean",
     "GroupMin",
     "InvariantHead",
+    "Joined",
     "LayerFamily",
     "LeakyReLU",
     "Linear",
@@ -96,4 +99,5 @@ __all__ = [
     "project_",
     "project_weight",
     "remove_parametrizations_",
+    "synchronise_batch_norm_",
 ]

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from offset_equivariant.groups import add_offset, at_least_single, channels_per_group, split_groups
 from offset_equivariant.nn.pooling import make_group_pooling
 from offset_equivariant.nn.precision import autocasts
+from offset_equivariant.nn.shifted import require_tensor
+from offset_equivariant.nn.synchronised import SynchronisableBatchNorm2d
 
 
 class OffsetAdapter(nn.Module):
@@ -26,7 +28,8 @@ class OffsetAdapter(nn.Module):
         add: φ₂, likewise; None for the same as φ₁, computed once.
 
     Raises:
-        ValueError: for an unknown pooling, one whose result has another shape, or channels not divisible by the groups.
+        ValueError: if there are no groups, for an unknown pooling, one whose result has another shape, or channels not
+            divisible by the groups.
     """
 
     def __init__(
@@ -37,13 +40,14 @@ class OffsetAdapter(nn.Module):
         add: str | nn.Module | None = None,
     ) -> None:
         super().__init__()
+        channels_per_group(offset_groups, offset_groups)  # refuses what cannot be a number of groups
         self.module = module
         self.offset_groups = offset_groups
         self.subtract = make_group_pooling(subtract, offset_groups) if isinstance(subtract, str) else subtract
         self.add = make_group_pooling(add, offset_groups) if isinstance(add, str) else add
 
     def forward(self, x: Tensor) -> Tensor:
-        subtracted = self._pooled(self.subtract, x)
+        subtracted = self._pooled(self.subtract, require_tensor(x))
         added = subtracted if self.add is None else self._pooled(self.add, x)
         y: Tensor = self.module(add_offset(x, -subtracted))
         # Of the low precision that autocast gives, the sum would be rounded, and the offset with it.
@@ -91,7 +95,8 @@ class BatchNorm1d(_BatchNorm):
 class BatchNorm2d(_BatchNorm):
     """Batch normalisation of ``(N, C, H, W)`` by Eq. 19; arguments as torch's, ``pooling`` as ReLU's."""
 
-    _normalisation = nn.BatchNorm2d
+    # torch's own, but that its statistics can be those of several processes.
+    _normalisation = SynchronisableBatchNorm2d
 
 
 class ReLU(OffsetAdapter):
@@ -131,13 +136,14 @@ class Maxout(nn.Module):
     ``(N, C, ...)`` to ``(N, C // pieces, ...)``.
 
     Raises:
-        ValueError: if a group's channels are not divisible by ``pieces``.
+        ValueError: if a group's channels are not divisible by ``pieces``, or one of the two is not positive.
     """
 
     def __init__(self, pieces: int, *, offset_groups: int = 3) -> None:
         super().__init__()
         if pieces < 1:
             raise ValueError(f"pieces must be at least 1, got {pieces}")
+        channels_per_group(offset_groups, offset_groups)
         self.pieces = pieces
         self.offset_groups = offset_groups
 
@@ -158,11 +164,12 @@ class InvariantHead(nn.Module):
     An offset Δ of the input adds the mean of Δ to all k scores alike, so their softmax does not change (Eq. 28).
 
     Raises:
-        ValueError: if the scores are not divisible by the groups.
+        ValueError: if the scores are not divisible by the groups, or there are none.
     """
 
     def __init__(self, *, offset_groups: int = 3) -> None:
         super().__init__()
+        channels_per_group(offset_groups, offset_groups)
         self.offset_groups = offset_groups
 
     def forward(self, scores: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ repeating it after every step shrinks the weights to a box filter. See docs/DEVI
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, Literal, cast, get_args
@@ -120,6 +122,22 @@ class OffsetConstraint(nn.Module):
         """Return the largest violation of the constraint."""
         return constraint_error(weight, self.offset_groups, self.groups)
 
+    def seen(self, weight: Tensor) -> Tensor:
+        """Return how many input channels of each offset group each output sees, ``(n, g)``; with taps, at each."""
+        outputs, visible = weight.shape[:2]
+        return _visible_groups(outputs, visible, self.offset_groups, self.groups, weight.device).sum(1)
+
+    def largest_sum(self, shape: Sequence[int]) -> int:
+        """Return how many weights of that shape the longest sum of Eq. 16 has: 1 if it leaves nothing to learn.
+
+        The first output sees the most channels of one group: all that it sees, or all of its group.
+        """
+        return min(shape[1], shape[1] * self.groups // self.offset_groups) * math.prod(shape[2:])
+
+    def rounding(self, weight: Tensor) -> float:
+        """Return the largest violation that rounding to the weight's type explains."""
+        return _rounding(weight.detach().abs().flatten(1).sum(1), weight.dtype)
+
 
 def project_transposed_weight(
     weight: Tensor, offset_groups: int, stride: Sequence[int], dilation: Sequence[int], groups: int = 1
@@ -197,6 +215,26 @@ class TransposedOffsetConstraint(OffsetConstraint):
         phases = product(*map(_phases_of_taps, weight.shape[2:], self.stride, self.dilation))
         return max(constraint_error(blocks[:, :, *phase], self.offset_groups, self.groups) for phase in phases)
 
+    def seen(self, weight: Tensor) -> Tensor:
+        outputs, visible = weight.shape[1] * self.groups, weight.shape[0] // self.groups
+        return _visible_groups(outputs, visible, self.offset_groups, self.groups, weight.device).sum(1)
+
+    def largest_sum(self, shape: Sequence[int]) -> int:
+        first = [_phases_of_taps(*axis)[0] for axis in zip(shape[2:], self.stride, self.dilation, strict=True)]
+        taps = [len(range(size)[phase]) for size, phase in zip(shape[2:], first, strict=True)]
+        return min(shape[0] // self.groups, shape[0] // self.offset_groups) * math.prod(taps)
+
+    def rounding(self, weight: Tensor) -> float:
+        return _rounding(weight.detach().abs().flatten(2).sum(2).unflatten(0, (self.groups, -1)).sum(1), weight.dtype)
+
+
+def _rounding(summed: Tensor, dtype: torch.dtype) -> float:
+    """What rounding may take from Eq. 16, by the largest sum of absolute weights of an output, and the target of 1.
+
+    Every weight is rounded, and so was the mean that the projection took from each: a few units in the last place.
+    """
+    return 4 * torch.finfo(dtype).eps * (1 + summed.max().item())
+
 
 class ConstrainedWeight(nn.Module):
     """Mixin of every layer whose ``weight`` obeys Eq. 10 or 16.
@@ -225,6 +263,14 @@ class ConstrainedWeight(nn.Module):
         # Not as a submodule: it has no state, and is no part of what the layer computes.
         self.__dict__["_projection"] = projection
         self.project_()
+        if projection.largest_sum(self.weight.shape) == 1:
+            warnings.warn(
+                f"{type(self).__name__} with a weight of shape {tuple(self.weight.shape)}, offset_groups = "
+                f"{projection.offset_groups} and groups = {projection.groups} has weights that can learn nothing: no "
+                "output has more than one for an offset group, which the constraint sets to 0 or 1; give it a larger "
+                "kernel (of a transposed convolution, larger than the stride), more input channels or fewer groups",
+                stacklevel=_calls_inside_the_package(),
+            )
         if constraint == "parametrization":
             parametrize.register_parametrization(self, "weight", projection)
         self.register_load_state_dict_pre_hook(_translate_weight_key)  # type: ignore[no-untyped-call]
@@ -253,10 +299,23 @@ class ConstrainedWeight(nn.Module):
         """Return the largest violation of the constraint by the weight that the layer computes with."""
         return self._projection.error(self.weight)
 
+    def satisfies_constraint(self) -> bool:
+        """Return whether the weight that the layer computes with obeys the constraint up to its type's rounding."""
+        weight = self.weight.detach().cpu()  # not every device has double precision
+        return self._projection.error(weight.double()) <= self._projection.rounding(weight)
+
     def _free_weight(self) -> Tensor:
         if parametrize.is_parametrized(self, "weight"):
             return cast(Tensor, self.parametrizations["weight"].original)  # type: ignore[index,union-attr]
         return self.weight
+
+
+def _calls_inside_the_package() -> int:
+    """Return the caller's ``stacklevel`` of whoever made the layer outside of this package."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("offset_equivariant."):
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def _translate_weight_key(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -6,6 +6,7 @@ A model asks its family for layers and never which family it is. ``Conventional`
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, get_args
 
@@ -213,7 +214,10 @@ class OffsetEquivariant:
         shortcut_padding: see :class:`~offset_equivariant.nn.residual.OptionAShortcut`.
         init_gain: standard deviation of the initial convolution weights in units of He et al.'s, after projection.
         padding: of convolutions: ``replicate``, the border's own values, as in the paper, or ``offset``, zeros beside
-            the offset (see :class:`~offset_equivariant.nn.layers.Conv2d`). Transposed convolutions replicate.
+            the offset (see :class:`~offset_equivariant.nn.layers.Conv2d`). Transposed convolutions replicate. With
+            ``offset`` this family and the plain one are different functions of the same weights, both equivariant:
+            zeros beside the offset mean the level at which this family's rectifiers rectify, and the group means of
+            what the plain one's convolutions are given. With ``replicate`` they are the same up to rounding.
 
     Raises:
         ValueError: if ``offset_groups`` or ``init_gain`` is not positive, or the ``padding`` is another.
@@ -354,7 +358,9 @@ class PlainOffsetEquivariant(OffsetEquivariant):
         super().__post_init__()
         if self.rectifier_pooling not in ("mean", "linear"):
             raise ValueError(f"rectifier_pooling = {self.rectifier_pooling!r} is not one of mean, linear")
-        self._pooling(self.normalisation_pooling, self.offset_groups)  # refuses an unknown one
+        with warnings.catch_warnings():  # of a learned one that has nothing to learn: it is thrown away
+            warnings.simplefilter("ignore", UserWarning)
+            self._pooling(self.normalisation_pooling, self.offset_groups)  # refuses an unknown one
 
     def _pooling(self, name: str, channels: int) -> nn.Module:
         if name == "linear":

@@ -74,6 +74,7 @@ class FusedNormalisation(nn.BatchNorm2d):
         super().__init__(num_features, eps, momentum)
         self.offset_groups = offset_groups
         self.border = int(border == 1)
+        self.register_load_state_dict_pre_hook(_translate_adapters_keys)  # type: ignore[no-untyped-call]
 
     def _of_any(self, input: Any, shortcut: Any) -> Any:
         """Of tensors or of :class:`ShiftedFeatures`."""
@@ -93,12 +94,14 @@ class FusedNormalisation(nn.BatchNorm2d):
             raise TypeError(f"the branch is ShiftedFeatures, but the shortcut is {type(x).__name__}: give both alike")
         if x is not None and x.shape != z.shape:  # broadcasting would merge what does not belong together
             raise ValueError(f"the shortcut has shape {tuple(x.shape)}, the branch {tuple(z.shape)}")
-        if self.training and z.values[:, 0].numel() < 2:
+        # As torch's own, which counts a batch of no images, and learns nothing of it.
+        trains = self.training and len(z.values) > 0
+        if trains and z.values[:, 0].numel() < 2:
             raise ValueError(
                 f"batch normalisation in training needs more than one value a channel, got {tuple(z.shape)}"
             )
-        running = None if self.training else (self.running_mean, self.running_var)
-        together = self.synchronised and self.training
+        running = None if trains else (self.running_mean, self.running_var)
+        together = self.synchronised and trains
         average = mean_over_processes if together else _as_it_is
         recipe = Recipe(running, self.eps, self.offset_groups, self._rectifies, average)
         shortcut = (None, None) if x is None else (x.values, x.shift)
@@ -109,9 +112,11 @@ class FusedNormalisation(nn.BatchNorm2d):
             padded = values.new_empty(0)
         else:
             values, padded, shift, mean, variance = _NormaliseAndRectify.apply(*arguments, self.border)
-        if self.training:
+        if trains:
             count = z.values[:, 0].numel() * (world_size() if together else 1)
             update_running_statistics_(self, mean, variance, count)
+        elif self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         return ShiftedFeatures(values, shift, z.offset, padded if padded.numel() else None)
 
     def extra_repr(self) -> str:
@@ -121,7 +126,8 @@ class FusedNormalisation(nn.BatchNorm2d):
 class BatchNormReLU(FusedNormalisation):
     """Equivariant batch normalisation and rectifier, with the residual merge between them where a shortcut is given.
 
-    Parameters and buffers are torch's ``BatchNorm2d``'s. Equal to the composition of
+    Parameters and buffers are torch's ``BatchNorm2d``'s; state dictionaries of
+    :class:`~offset_equivariant.nn.adapters.BatchNorm2d` at the same place load, too. Equal to the composition of
     :class:`~offset_equivariant.nn.adapters.BatchNorm2d`, :class:`~offset_equivariant.nn.residual.ResidualMerge` and
     :class:`~offset_equivariant.nn.adapters.ReLU` up to rounding; but it can be differentiated only once, and not by
     ``torch.func``, which these can.
@@ -132,13 +138,13 @@ class BatchNormReLU(FusedNormalisation):
     Args:
         num_features: channels C.
         eps: added to the variance.
-        momentum: weight of a new batch in the running statistics.
+        momentum: weight of a new batch in the running statistics; None for the average of all batches so far.
         offset_groups: number of offset groups.
         border: width of the border that the next convolution pads with. One of 1 pixel is written along with the
             result, which saves that convolution a copy; it does not change what is computed.
 
     Raises:
-        ValueError: if ``num_features`` is not divisible by ``offset_groups``, or ``momentum`` is None.
+        ValueError: if ``num_features`` is not divisible by ``offset_groups``.
     """
 
     _rectifies = True
@@ -168,6 +174,14 @@ class BatchNormOfShortcut(FusedNormalisation):
     def forward(self, input: Any) -> Any:
         """Return h of Eq. 19, shaped as ``input``."""
         return self._of_any(input, None)
+
+
+def _translate_adapters_keys(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Let the state of :class:`~offset_equivariant.nn.adapters.BatchNorm2d`, which wraps torch's, load."""
+    for name in module.state_dict():
+        wrapped = f"{prefix}module.{name}"
+        if wrapped in state_dict:  # before a count of batches that torch has put in, as of a version without it
+            state_dict[prefix + name] = state_dict.pop(wrapped)
 
 
 def _as_it_is(values: Tensor) -> Tensor:

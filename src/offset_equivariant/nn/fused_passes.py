@@ -263,7 +263,7 @@ class Layout:
     _ENOUGH_CHANNELS = 32
 
     def __init__(self, like: Tensor) -> None:
-        self.width = like.shape[3]
+        self.channels, self.width = like.shape[1], like.shape[3]
         self.pixels = like.shape[2] * like.shape[3]
         self._by_rows = is_channels_last(like) and like.shape[1] < self._ENOUGH_CHANNELS
 
@@ -276,7 +276,7 @@ class Layout:
     def unsee(self, x: Tensor) -> Tensor:
         if not self._by_rows:
             return x
-        return x.view(*x.shape[:2], self.width, -1).permute(0, 3, 1, 2)
+        return x.view(*x.shape[:2], self.width, self.channels).permute(0, 3, 1, 2)
 
     def spread(self, values: Tensor) -> Tensor:
         """``(N, C)`` or ``(C,)`` written out for arithmetic with what is seen."""
@@ -288,7 +288,7 @@ class Layout:
         """Sum over the pixels, ``(N, C)``."""
         if not self._by_rows:
             return seen.sum((2, 3), dtype=dtype)
-        return seen.sum(1, dtype=dtype).view(len(seen), self.width, -1).sum(1)
+        return seen.sum(1, dtype=dtype).view(len(seen), self.width, self.channels).sum(1)
 
 
 def pixel_mean(x: Tensor, dtype: torch.dtype) -> Tensor:

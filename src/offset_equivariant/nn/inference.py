@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from offset_equivariant.nn import adapters, concatenation, one_position, pooling, residual, shifted
 from offset_equivariant.nn.constraint import ConstrainedWeight, remove_parametrizations_
 from offset_equivariant.nn.fused import (
     BatchNormReLU,
@@ -153,13 +154,42 @@ def fuse_for_inference(network: nn.Module) -> nn.Module:
     return fused
 
 
+#: The layers of this package, and what is derived from them: wholes to ``torch.fx``, which cannot see through their
+#: checks. For tracers other than that of :func:`fuse_for_inference`, such as torchvision's ``create_feature_extractor``
+#: with ``tracer_kwargs={"leaf_modules": list(LEAF_MODULES)}``.
+LEAF_MODULES: tuple[type[nn.Module], ...] = (
+    ConstrainedWeight,
+    FusedNormalisation,
+    ConventionalBatchNormReLU,
+    SynchronisableBatchNorm2d,
+    _FoldedNormalisation,
+    MergeReLU,
+    adapters.OffsetAdapter,
+    adapters.Maxout,
+    adapters.InvariantHead,
+    concatenation.Concatenation,
+    concatenation.ConventionalConcatenation,
+    one_position.Conv2d,
+    one_position.ConvTranspose2d,
+    pooling.MaxPool2d,
+    pooling._AvgPool,
+    pooling._GroupPooling,
+    pooling.GroupLinear,
+    residual.ResidualMerge,
+    residual.OptionAShortcut,
+    residual.ConventionalOptionAShortcut,
+    shifted.TakeOutOffset,
+    shifted.Joined,
+    shifted.GlobalAveragePool,
+)
+
+
 class _Tracer(fx.Tracer):
     """Sees the layers of this package as wholes."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         inside = m.__module__.startswith("offset_equivariant.nn.")
-        derived = isinstance(m, FusedNormalisation | ConventionalBatchNormReLU | ConstrainedWeight)
-        return inside or derived or super().is_leaf_module(m, module_qualified_name)
+        return inside or isinstance(m, LEAF_MODULES) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _foldable(network: nn.Module) -> list[tuple[str, str]]:

@@ -26,7 +26,8 @@ def initialise_constrained_(network: nn.Module, offset_groups: int, init_gain: f
 
     The projection takes one of each K = (channels of a group x taps) degrees of freedom, and a part 1/K of the
     variance with it; the standard deviation is raised by sqrt(K / (K - 1)) so that what is left has the variance
-    that was asked for. Of a transposed convolution, the taps are those that one output meets: all by the stride.
+    that was asked for. Of a transposed convolution, the taps are those that one output meets: all by the stride. Of a
+    grouped one, an output loses one degree of freedom for each of the offset groups that it sees.
 
     Args:
         network: whose constrained layers are given weights.
@@ -37,12 +38,27 @@ def initialise_constrained_(network: nn.Module, offset_groups: int, init_gain: f
         if isinstance(layer, ConstrainedWeight):
             weight = layer._free_weight()
             fan_in = _fan_in(layer, weight)
-            kept = 1 - offset_groups / fan_in if fan_in > offset_groups else 1.0
             gain = init_gain * math.sqrt(2) if weight.ndim > 2 else math.sqrt(1 / 3)
-            weight.normal_(0, gain / math.sqrt(fan_in * kept))
+            if getattr(layer, "groups", 1) == 1:
+                kept = 1 - offset_groups / fan_in if fan_in > offset_groups else 1.0
+                weight.normal_(0, gain / math.sqrt(fan_in * kept))
+            else:
+                weight.normal_(0, gain / math.sqrt(fan_in))
+                _raise_variance_(layer, weight, fan_in)
             layer.project_()
             if isinstance(layer.bias, torch.Tensor):
                 nn.init.zeros_(layer.bias)
+
+
+def _raise_variance_(layer: ConstrainedWeight, weight: torch.Tensor, fan_in: float) -> None:
+    """Divide a grouped convolution's weights by the root of the part of their variance that the projection leaves."""
+    lost = (layer._projection.seen(weight) > 0).sum(1) / fan_in  # of each output
+    kept = torch.where(lost < 1, 1 - lost, 1.0).sqrt().to(weight.dtype)
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):  # (m, n / groups, *taps)
+        of_inputs = kept.view(layer.groups, 1, -1).expand(-1, layer.in_channels // layer.groups, -1).flatten(0, 1)
+        weight.div_(of_inputs[(..., *[None] * (weight.ndim - 2))])
+    else:
+        weight.div_(kept[(..., *[None] * (weight.ndim - 1))])
 
 
 def _fan_in(layer: nn.Module, weight: torch.Tensor) -> float:

@@ -87,6 +87,7 @@ class _GroupPooling(nn.Module):
 
     def __init__(self, offset_groups: int = 3) -> None:
         super().__init__()
+        channels_per_group(offset_groups, offset_groups)  # refuses what cannot be a number of groups
         self.offset_groups = offset_groups
 
     def extra_repr(self) -> str:
@@ -139,6 +140,7 @@ class GroupLinear(nn.Module):
         self.combination.project_()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = require_tensor(x)
         means = x.flatten(2).mean(2, dtype=at_least_single(x.dtype)) if x.ndim > 2 else x
         pooled: Tensor = self.combination(means if autocasts(x) else means.to(x.dtype))
         return pooled

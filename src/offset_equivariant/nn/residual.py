@@ -20,6 +20,7 @@ class ResidualMerge(nn.Module):
 
     def __init__(self, *, offset_groups: int = 3) -> None:
         super().__init__()
+        channels_per_group(offset_groups, offset_groups)  # refuses what cannot be a number of groups
         self.offset_groups = offset_groups
 
     def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ from offset_equivariant.nn.precision import autocasts
 class ShiftedFeatures(NamedTuple):
     """Feature maps in three parts, see the module's description.
 
+    A tuple to torch and to Python, which pass its parts on by iterating; it has no index of its own, since images or
+    channels cannot be taken out of one part alone. ``_replace(values=...)`` leaves out ``padded``, which shows other
+    values, unless it is given too.
+
     Attributes:
         values: ``(N, C, *spatial)``.
         shift: ``(N, C)``, in at least single precision.
@@ -55,6 +59,13 @@ class ShiftedFeatures(NamedTuple):
     def __rmul__(self, other: object) -> Any:
         return self * other
 
+    def __getitem__(self, index: object) -> Any:
+        # Of a tuple: one of the parts.
+        raise TypeError(
+            "feature maps with their offset beside them have no index: values alone lack their shift and offset; take "
+            ".joined()[...] for images or channels, and .values, .shift or .offset for one of the parts"
+        )
+
     @property
     def shape(self) -> torch.Size:
         """Shape of the feature maps."""
@@ -77,6 +88,20 @@ class ShiftedFeatures(NamedTuple):
         shift = self.shift + expand_groups(self.offset, self.shape[1])
         joined = self.values + shift.reshape(*shift.shape, *(1,) * (self.values.ndim - 2))
         return joined if autocasts(self.values) else joined.to(self.values.dtype)
+
+
+_replace_parts = ShiftedFeatures._replace
+
+
+def _replace(self: ShiftedFeatures, **parts: Any) -> ShiftedFeatures:
+    """Return other feature maps, with some parts replaced; new values without ``padded``, unless it is given too."""
+    if "values" in parts:
+        parts.setdefault("padded", None)
+    return _replace_parts(self, **parts)
+
+
+# A NamedTuple's body may not define it.
+ShiftedFeatures._replace = _replace  # type: ignore[method-assign,assignment]
 
 
 #: What layers pass on to each other: ordinary ones tensors, those of this package either.
@@ -145,6 +170,16 @@ class TakeOutOffset(nn.Module):
 
     def extra_repr(self) -> str:
         return f"offset_groups={self.offset_groups}"
+
+
+class Joined(nn.Module):
+    """Where layers that take tensors only begin: :class:`ShiftedFeatures` to ``(N, C, *spatial)``.
+
+    Tensors pass unchanged. See :meth:`ShiftedFeatures.joined`.
+    """
+
+    def forward(self, x: FeatureMaps) -> Tensor:
+        return x.joined() if isinstance(x, ShiftedFeatures) else x
 
 
 class GlobalAveragePool(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from offset_equivariant.groups import at_least_single
 
@@ -79,13 +80,20 @@ def update_running_statistics_(norm: nn.BatchNorm2d, mean: Tensor, variance: Ten
 
 
 def synchronise_batch_norm_(network: nn.Module) -> None:
-    """Let every batch normalisation of a network see the images of all processes from now on.
+    """Let every batch normalisation of a network see the images of all processes from now on, in place.
+
+    That of ``oe.nn`` can, but for ``BatchNorm1d``, and so can the ordinary one of ``oe.nn.Conventional()``. torch's own
+    cannot, and torch's ``convert_sync_batchnorm`` must not be used on networks with ``BatchNormReLU``.
 
     Raises:
-        TypeError: for one that cannot, naming it.
+        TypeError: if one cannot, naming it; none is switched then.
     """
-    for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if not hasattr(module, "synchronised"):
-                raise TypeError(f"{name or 'the network'} is a {type(module).__name__}, which cannot be synchronised")
-            cast(Any, module).synchronised = True
+    found = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
+    for name, module in found.items():
+        if not (hasattr(module, "synchronised") and module.affine and module.track_running_stats):
+            raise TypeError(
+                f"{name or 'the network'} is a {type(module).__name__}, which cannot be synchronised; use BatchNorm2d "
+                "or BatchNormReLU of offset_equivariant.nn, with affine and track_running_stats as they are by default"
+            )
+    for module in found.values():
+        cast(Any, module).synchronised = True
