@@ -191,8 +191,17 @@ def test_paired_differences_are_taken_image_by_image_and_averaged_over_seeds(tmp
     assert rows["original"].cells[1].paired is None
 
 
-@pytest.mark.parametrize("changes", [{"preset": "paper"}, {"data_sha256": {"test": "x"}}, {"dataset": "synthetic"}])
-def test_nothing_is_paired_with_other_images_or_presets(tmp_path, make_record, changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preset": "paper"},
+        {"data_sha256": {"test": "x"}},
+        {"dataset": "synthetic"},
+        {"config": {"distortion": {"requantize": True}}},
+        {"config": {"distortion": {"seed": 3}}},
+    ],
+)
+def test_nothing_is_paired_with_other_images_presets_or_light(tmp_path, make_record, changes):
     save(tmp_path, make_record, "original", ERRORS["original"])
     save(tmp_path, make_record, "equivariant", ERRORS["equivariant"], **changes)
     assert {cell.paired for row in built(tmp_path).rows for cell in row.cells} == {None}
