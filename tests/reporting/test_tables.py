@@ -9,7 +9,7 @@ import pytest
 from offset_equivariant.reporting.comparison import build_table
 from offset_equivariant.reporting.costs import Cost, Costs
 from offset_equivariant.reporting.descriptions import TABLE1, RowDescription, TableDescription
-from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
+from offset_equivariant.reporting.records import find_records, load_outcomes, outcomes_path, save_evaluation
 from offset_equivariant.reporting.statistics import paired_difference_interval
 from offset_equivariant.reporting.tables import (
     RESULTS_BEGIN,
@@ -165,6 +165,30 @@ def test_seeds_of_different_settings_have_no_mean(make_record, settings, differi
         return
     with pytest.raises(ValueError, match=f"table1_original, seed 1: .* seed 0 in {differing};"):
         build_table(TABLE1, records)
+
+
+@pytest.mark.parametrize("changes", [{"n": 7}, {"data_sha256": {"test": "d2", "train": "d0"}}])
+def test_seeds_on_other_test_images_have_no_mean(make_record, changes):
+    with pytest.raises(ValueError, match=r"table1_original, seed 1: .* seed 0 in test images;"):
+        build_table(TABLE1, [make_record("original"), make_record("original", 1, **changes)])
+    otherwise = make_record("original", 1, data_sha256={"test": "d1", "train": "d2"})
+    assert len(build_table(TABLE1, [make_record("original"), otherwise]).rows[0].records) == 2
+
+
+def test_what_needs_every_seeds_outcomes_is_left_out_where_one_has_none(tmp_path, make_record):
+    for seed in (0, 1):
+        save(tmp_path, make_record, "original", (2, 4, 6), seed=seed)
+    complete = built(tmp_path).rows[0].cells[2]
+    assert None not in (complete.interval, complete.shift, complete.growth)
+    outcomes_path(tmp_path, "table1_original", 1).unlink()
+    cell = built(tmp_path).rows[0].cells[2]
+    assert (cell.ours, cell.interval, cell.shift, cell.growth) == (75.0, None, None, None)
+
+
+def test_nothing_is_a_multiple_of_no_error_at_all(tmp_path, make_record):
+    save(tmp_path, make_record, "original", (0, 4, 6))
+    cell = built(tmp_path).rows[0].cells[2]
+    assert cell.shift is not None and cell.shift[0] == 75.0 and cell.growth is None
 
 
 def test_flagged_records_are_marked_in_their_row(tmp_path, make_record):
