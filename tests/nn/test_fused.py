@@ -310,3 +310,13 @@ def test_running_statistics_are_the_average_of_all_batches_without_a_momentum():
     torch.testing.assert_close(fused[0].running_var, plain.module.running_var, rtol=0, atol=1e-14)
     assert fused[0].num_batches_tracked == 3 and fused[0].momentum == 0.1
     assert BatchNormReLU(6, momentum=None).momentum is None
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 1, 1), (1, 6, 5, 3), (4, 6, 5, 1)])
+def test_a_shortcut_of_another_shape_is_not_spread_over_the_branch(shape):
+    branch, shortcut = random_input(4, 6, 5, 3), random_input(*shape)
+    module = BatchNormReLU(6).double()
+    wrapped = (oe.nn.shifted.unshifted(branch, 3), oe.nn.shifted.unshifted(shortcut, 3))
+    for merge, inputs in ((module, (branch, shortcut)), (module, wrapped), (oe.nn.ResidualMerge(), (branch, shortcut))):
+        with pytest.raises(ValueError, match=r"the shortcut has shape \(.*\), the branch \(4, 6, 5, 3\)"):
+            merge(*inputs)
