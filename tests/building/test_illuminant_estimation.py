@@ -77,3 +77,12 @@ def test_the_first_step_is_adams_with_the_decay_of_the_recipe_by_hand(planned, n
         gradient = parameter.grad if decoupled else parameter.grad + 0.5 * old
         expected = old * (1 - 0.02 * 0.25 * 0.5 * decoupled) - 0.02 * 0.25 * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_network_is_compiled_where_that_is_asked_for(planned, monkeypatch, asked):
+    network, _, task = planned(f"runtime.compile={asked}")
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda module: calls.append(module) or module)
+    task.training_step(0, 0.0)
+    assert calls == ([network.networks[0]] if asked else [])

@@ -76,3 +76,12 @@ def test_both_optimisers_are_those_of_the_recipe(planned):
         assert (group["betas"], group["weight_decay"]) == ((0.6, 0.999), 0.03)
         rates[name] = group["lr"]
     assert rates == {"network": 0.02, "discriminator": 0.004}
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_network_is_compiled_where_that_is_asked_for(planned, monkeypatch, asked):
+    network, _, task = planned(f"runtime.compile={asked}")
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda module: calls.append(module) or module)
+    task.training_step(0, 0.0)
+    assert calls == ([network] if asked else [])

@@ -58,3 +58,12 @@ def test_the_optimiser_is_that_of_the_recipe(planned):
     (group,) = optimizer.param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in network.parameters()]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.02, (0.6, 0.999), 0.03)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_network_is_compiled_where_that_is_asked_for(planned, monkeypatch, asked):
+    network, _, task = planned(f"runtime.compile={asked}")
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda module: calls.append(module) or module)
+    task.training_step(0, 0.0)
+    assert calls == ([network] if asked else [])

@@ -193,3 +193,44 @@ def test_distorted_images_are_rounded_where_that_is_asked_for(planned, watched, 
     assert (levels - rounded).abs().max() > 0.4
     expected = normalised(config, (rounded if requantize else levels).float() / 255)
     torch.testing.assert_close(seen.inputs, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_network_is_compiled_where_that_is_asked_for(planned, monkeypatch, asked):
+    _, network, _, task = planned(f"runtime.compile={asked}")
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda module: calls.append(module) or module)
+    task.training_step(0, 0.0)
+    assert calls == ([network] if asked else [])
+
+
+@pytest.mark.parametrize("parts", [None, 4])
+def test_a_batch_is_computed_in_the_parts_asked_for(planned, parts):
+    _, network, _, task = planned(f"train.accumulate={parts or 'null'}")
+    sizes = []
+    network.register_forward_hook(lambda module, given, answer: sizes.append(len(given[0])))
+    task.training_step(0, 0.0)
+    assert sizes == ([16] if parts is None else [4, 4, 4, 4])
+
+
+@pytest.mark.parametrize("row", ["original", "equivariant"])
+@pytest.mark.parametrize("asked", [True, False])
+def test_batch_normalisation_is_synchronised_where_that_is_asked_for(planned, row, asked):
+    _, network, _, _ = planned(f"experiment=table1_{row}", f"train.synchronise_batch_norm={asked}")
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) >= 7 and {norm.synchronised for norm in norms} == {asked}
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_folded_network_is_evaluated_in_the_layout_asked_for(planned, watched, channels_last):
+    config, network, images, task = planned(f"runtime.channels_last={channels_last}")
+    task.training_step(0, 1.0)  # running statistics that are not those of a new network
+    evaluation = building.build_evaluation(config, network, images)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in evaluation.network.modules())
+    seen, linear = watched(evaluation.network), srgb_to_linear(images.images[:4] / 255)
+    posteriors = evaluation.posteriors(linear)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert seen.inputs.is_contiguous(memory_format=layout)
+    with torch.no_grad():
+        expected = network.eval()(normalised(config, images.images[:4] / 255)).softmax(1)
+    torch.testing.assert_close(posteriors, expected, rtol=0, atol=1e-5)
