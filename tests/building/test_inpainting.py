@@ -85,3 +85,21 @@ def test_the_network_is_compiled_where_that_is_asked_for(planned, monkeypatch, a
     monkeypatch.setattr(torch, "compile", lambda module: calls.append(module) or module)
     task.training_step(0, 0.0)
     assert calls == ([network] if asked else [])
+
+
+def test_the_discriminator_is_new_and_as_wide_as_the_network(planned):
+    _, _, task = planned()
+    layers = [layer for layer in task.modules()["discriminator"].modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert [layer.out_channels for layer in layers] == [4, 8, 16, 32, 1]  # a sixteenth of the original's
+    weights = torch.cat([layer.weight.detach().flatten() for layer in layers])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.05)
+    assert all(bool((layer.bias == 0).all()) for layer in layers if layer.bias is not None)
+
+
+def test_an_equivariant_networks_first_outputs_have_the_mean_of_its_inputs(planned, watched):
+    words = ("experiment=table4_facades_small_equivariant_relative", "train.flip=false")
+    network, _, task = planned(*words, "train.batch_size=8")
+    seen = watched(network)
+    task.training_step(0, 0.0)
+    found, wanted = (values.mean((0, 2, 3)) for values in (seen.answer, seen.inputs))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.2 * seen.inputs.std().item())
