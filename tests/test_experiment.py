@@ -1,3 +1,4 @@
+import colorsys
 import copy
 import hashlib
 import json
@@ -20,7 +21,7 @@ from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.config import ConfigError, experiment_config
 from offset_equivariant.data import pixels_sha256, synthetic_images
 from offset_equivariant.evaluation.sweep import sweep
-from offset_equivariant.experiment import run_experiment
+from offset_equivariant.experiment import finished_record, run_experiment
 from offset_equivariant.reporting.records import (
     Record,
     RecordError,
@@ -28,6 +29,7 @@ from offset_equivariant.reporting.records import (
     read_outcomes,
     read_record,
     record_path,
+    write_record,
 )
 from offset_equivariant.reporting.tracking import NullTracker, Tracker
 from offset_equivariant.runs import Run, RunDirectoryError, released_weights_path
@@ -552,6 +554,104 @@ def test_damaged_outcomes_stop_an_evaluation_before_its_sweep(finished, tmp_path
     monkeypatch.setattr(experiment, "sweep", no_step)
     with pytest.raises(RecordError, match=r"seed0\.npz: no file of outcomes, or a damaged one"):
         run(settings("mode=evaluate", "distortion.saturations=[0.25]"), NullTracker())
+
+
+@pytest.fixture
+def evaluated(finished, tmp_path, monkeypatch):
+    """A finished experiment whose record a clean commit wrote: the run, its weights, and its record's path."""
+    settings, _ = finished
+    monkeypatch.setattr(runs, "code_version", lambda: ("c" * 40, False))
+    again = Run(settings())
+    path = record_path(tmp_path / "results", NAME, SEED)
+    write_record(replace(read_record(path), commit="c" * 40, dirty=False), path)
+    return again, again.find_weights(building.build_network(again.config)), path
+
+
+NOT_OF_THE_RECORD = {
+    "another commit": {"commit": "d" * 40},
+    "a dirty tree": {"dirty": True},
+    "other weights": {"checkpoint_sha256": "0" * 64},
+    "other settings": {"config_sha256": "0" * 64},
+    "fewer saturations": {
+        "metrics": {"error_percent": {"0.0": 90.0, "0.5": 90.0}, "posterior_change": {"0.0": 0.0, "0.5": 0.0}}
+    },
+}
+
+
+@pytest.mark.parametrize("change", NOT_OF_THE_RECORD)
+def test_an_evaluation_is_not_complete_by_the_record_of(change, evaluated):
+    again, weights, path = evaluated
+    record = read_record(path)
+    assert finished_record(again, weights) == record
+    write_record(replace(record, **NOT_OF_THE_RECORD[change]), path)
+    assert finished_record(again, weights) is None
+    write_record(record, path)
+    assert finished_record(again, weights) == record
+
+
+def test_an_evaluation_by_a_dirty_tree_or_of_other_weights_or_settings_is_never_complete(evaluated, settings):
+    again, weights, path = evaluated
+    assert finished_record(again, weights) == read_record(path)
+    assert finished_record(again, replace(weights, sha256="0" * 64)) is None
+    assert finished_record(Run(settings("train.weight_decay=0.0123")), weights) is None
+    again.dirty = True
+    assert finished_record(again, weights) is None
+
+
+def test_an_evaluation_is_complete_only_where_the_same_network_balanced(evaluated, tmp_path, monkeypatch):
+    again, weights, path = evaluated
+    balancing = tmp_path / "balancing"
+    balancing.write_bytes(b"weights")
+    monkeypatch.setattr(experiment, "balancing_weights", lambda config: balancing)
+    assert finished_record(again, weights) is None
+    record = read_record(path)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    balanced = replace(record, data_sha256=record.data_sha256 | {"balancing_weights": digest})
+    write_record(balanced, path)
+    assert finished_record(again, weights) == balanced
+    balancing.write_bytes(b"others")
+    assert finished_record(again, weights) is None
+
+
+def test_hues_and_rounding_are_those_of_the_settings(done, finished):
+    """Distorted, rounded to 8 bits and shown to the network, without the library's colours."""
+    settings, _ = finished
+    asked = ("mode=evaluate", "distortion.saturations=[0.5]", "distortion.requantize=true", "distortion.seed=3")
+    again = Run(settings(*asked))
+    found = run_experiment(again, NullTracker())
+    assert found is not None and found.experiment == f"{NAME}_requantized_hues3"
+    network = building.build_network(again.config)
+    again.find_weights(network)
+    statistics = again.config.dataset.statistics["log_rgb_absolute"]
+    mean, std = (torch.tensor(statistics[name])[:, None, None] for name in ("mean", "std"))
+    data = synthetic_images("test", n_test=40)
+    srgb = data.images.double().numpy() / 255
+
+    def posteriors(linear):
+        inputs = (-torch.from_numpy(linear).clamp(min=2e-4).log().float() - mean) / std
+        with torch.no_grad():
+            return network.eval()(inputs).softmax(1)
+
+    def change(seed, rounded):
+        """Largest change of a posterior probability, and the share of images that are misclassified."""
+        hues = [np.random.default_rng([seed, image]).random() for image in range(40)]
+        lights = np.array([colorsys.hsv_to_rgb(hue, 0.5, 1.0) for hue in hues])
+        linear = to_linear(srgb) * lights[..., None, None]
+        if rounded:
+            gamma = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+            linear = to_linear(np.round(gamma * 255) / 255)
+        answer = posteriors(linear)
+        wrong = answer.argmax(1) != data.labels
+        return (answer - posteriors(to_linear(srgb))).abs().max().item(), wrong.double().mean().item()
+
+    def to_linear(values):
+        return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+    expected, wrong = change(3, True)
+    assert found.metrics["posterior_change"]["0.5"] == pytest.approx(expected, rel=0.02)
+    assert found.metrics["error_percent"]["0.5"] == pytest.approx(100 * wrong)
+    others = [change(0, True)[0], change(3, False)[0], done[1].metrics["posterior_change"]["0.5"]]
+    assert all(abs(other / expected - 1) > 0.1 for other in others), (expected, others)
 
 
 @pytest.fixture

@@ -249,6 +249,21 @@ def test_parameters_that_are_drawn_anew_are_constrained(make, constraint):
     torch.testing.assert_close(make(constraint=constraint).weight, before)
 
 
+@pytest.mark.parametrize("constraint", ["parametrization", "projection"])
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [("Linear", (6, 9)), ("Conv1d", (6, 9, 3)), ("Conv2d", (6, 9, 3)), ("Conv3d", (6, 9, 2))]
+)
+def test_a_new_layer_has_the_projection_of_torchs_weight(kind, arguments, constraint):
+    torch.manual_seed(0)
+    drawn = getattr(torch.nn, kind)(*arguments)
+    torch.manual_seed(0)
+    layer = getattr(oe.nn, kind)(*arguments, constraint=constraint)
+    assert constraint_error(drawn.weight, G) > 0.5
+    assert layer.constraint_error() < 1e-6
+    torch.testing.assert_close(layer.weight, project_weight(drawn.weight, G))
+    assert torch.equal(layer.bias, drawn.bias)
+
+
 def test_an_unconstrained_weight_that_was_loaded_is_measured_and_mended():
     layer = oe.nn.Conv2d(6, 9, 3, constraint="projection")
     layer.load_state_dict(torch.nn.Conv2d(6, 9, 3).state_dict())

@@ -356,3 +356,13 @@ def test_a_batch_of_no_images_is_torchs_to_the_last_number(layer, training, layo
     with torch.no_grad():
         features = layer(6, border=1).train(training)(oe.nn.TakeOutOffset()(images))
     assert features.joined().shape == (0, 6, 4, 5)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 1, 1), (1, 6, 5, 3), (4, 6, 5, 1)])
+def test_a_shortcut_of_another_shape_is_not_spread_over_the_branch(shape):
+    branch, shortcut = random_input(4, 6, 5, 3), random_input(*shape)
+    module = BatchNormReLU(6).double()
+    wrapped = (oe.nn.shifted.unshifted(branch, 3), oe.nn.shifted.unshifted(shortcut, 3))
+    for merge, inputs in ((module, (branch, shortcut)), (module, wrapped), (oe.nn.ResidualMerge(), (branch, shortcut))):
+        with pytest.raises(ValueError, match=r"the shortcut has shape \(.*\), the branch \(4, 6, 5, 3\)"):
+            merge(*inputs)

@@ -6,8 +6,10 @@ from torch import nn
 
 from offset_equivariant.models.resnet import CifarResNet
 from offset_equivariant.nn import OffsetEquivariant
+from offset_equivariant.nn.constraint import ConstrainedWeight
 from offset_equivariant.nn.families import PlainOffsetEquivariant
 from offset_equivariant.nn.fused import BatchNormReLU
+from offset_equivariant.performance import subjects
 from offset_equivariant.performance.measuring import (
     interleaved,
     operator_times,
@@ -16,7 +18,7 @@ from offset_equivariant.performance.measuring import (
     training_memory,
 )
 from offset_equivariant.performance.settings import Setting
-from offset_equivariant.performance.subjects import NETWORKS, Size, bare_step_of, family_of
+from offset_equivariant.performance.subjects import NETWORKS, Size, bare_step_of, family_of, training_step
 
 CPU = torch.device("cpu")
 EAGER = Setting(channels_last=True, compile=False)
@@ -75,10 +77,45 @@ def test_the_whole_network_has_the_plain_ones_outputs_gradients_and_statistics(t
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_bare_step_learns(network):
+def test_a_bare_step_learns(network, monkeypatch):
+    built = []
+
+    def keeping(*arguments):
+        module = build(*arguments)
+        built.append((module, {name: value.detach().clone() for name, value in module.named_parameters()}))
+        return module
+
+    build = subjects.build
+    monkeypatch.setattr(subjects, "build", keeping)
     step = bare_step_of(network, Size(batch=4, side=8), EAGER, CPU)
+    ((module, before),) = built
+    assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())
     step()
     assert family_of(network).width(16) in (15, 16)
+    for name, value in module.named_parameters():
+        assert value.grad is not None and not torch.equal(value, before[name]), name
+
+
+def test_a_bare_step_is_gradient_descent_on_the_cross_entropy():
+    torch.manual_seed(0)
+    module, images, labels = nn.Linear(5, 10), torch.rand(4, 5), torch.arange(4)
+    weight, bias = (value.detach().clone() for value in module.parameters())
+    step = training_step(module, torch.optim.SGD(module.parameters(), lr=0.5), images, labels)
+    for _ in range(2):
+        step()
+        residual = ((images @ weight.T + bias).softmax(1) - torch.eye(10)[labels]) / 4
+        weight, bias = weight - 0.5 * residual.T @ images, bias - 0.5 * residual.sum(0)
+        torch.testing.assert_close(module.weight.detach(), weight)
+        torch.testing.assert_close(module.bias.detach(), bias)
+
+
+def test_a_bare_step_ends_with_the_constraint():
+    torch.manual_seed(0)
+    module = CifarResNet(8, 10, OffsetEquivariant(3, "projection"))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    training_step(module, optimizer, torch.rand(4, 3, 8, 8), torch.arange(4))()
+    constrained = [layer for layer in module.modules() if isinstance(layer, ConstrainedWeight)]
+    assert constrained and all(layer.constraint_error() < 1e-6 for layer in constrained)
 
 
 def test_memory_is_that_of_the_step_alone():

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -113,6 +114,31 @@ def test_a_compiler_that_fails_at_the_gradients_is_done_without_before_any_step(
     module.load_state_dict(before)
     torch.set_rng_state(state)
     torch.testing.assert_close(module(x), found)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_trial_leaves_buffers_and_random_numbers_as_one_step_does(works, monkeypatch):
+    from torch._dynamo.backends.common import aot_autograd
+
+    def failing(graph, inputs):
+        raise AssertionError("wrong strides")
+
+    torch.compiler.reset()
+    compile, backend = torch.compile, aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=failing)
+    monkeypatch.setattr(torch, "compile", lambda module: compile(module, backend="eager" if works else backend))
+    torch.manual_seed(0)
+    plain, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.randn(5, 3)
+    tried = copy.deepcopy(plain)
+    plain(x)
+    torch.manual_seed(1)
+    CompiledOrEager(tried)(x)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn)
+    buffers, expected = dict(tried.named_buffers()), dict(plain.named_buffers())
+    assert expected["1.num_batches_tracked"] == 1 and expected.keys() == buffers.keys()
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(buffer, expected[name])
 
 
 def test_a_compiled_network_computes_the_same(monkeypatch):

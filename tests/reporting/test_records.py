@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from offset_equivariant.reporting import records
 from offset_equivariant.reporting.records import (
     RecordError,
     find_records,
@@ -294,6 +295,27 @@ def test_evaluation_of_other_weights_replaces_record_and_outcomes(tmp_path, make
     assert save_evaluation(tmp_path, record, outcomes) == record
     assert read_record(record_path(tmp_path, "table1_original", 0)).metrics == record.metrics
     assert list(read_outcomes(outcomes_path(tmp_path, "table1_original", 0))["error"]) == ["0.9"]
+
+
+@pytest.mark.parametrize(("failing", "outcomes_there"), [("write_record", {"0.0", "0.5"}), ("write_outcomes", {"0.0"})])
+def test_a_job_killed_while_it_writes_leaves_a_record_that_is_run_again(
+    failing, outcomes_there, tmp_path, make_record, monkeypatch
+):
+    """A record never claims a number whose outcomes are not there."""
+    before = save_evaluation(tmp_path, *evaluation(make_record, [0.0]))
+    new, outcomes = evaluation(make_record, [0.5])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(records, failing, killed)
+        save_evaluation(tmp_path, new, outcomes)
+    assert read_record(record_path(tmp_path, "table1_original", 0)) == before
+    assert set(read_outcomes(outcomes_path(tmp_path, "table1_original", 0))["error"]) == outcomes_there
+    merged = save_evaluation(tmp_path, new, outcomes)
+    assert set(merged.metrics["error_percent"]) == {"0.0", "0.5"}
+    assert set(read_outcomes(outcomes_path(tmp_path, "table1_original", 0))["error"]) == {"0.0", "0.5"}
 
 
 def test_outcomes_of_another_length_are_refused(tmp_path, make_record):

@@ -43,6 +43,13 @@ def test_wilson_interval_against_published_values(errors, n, low, high):
     assert proportion_interval(errors, n) == pytest.approx((low, high), abs=5e-5)
 
 
+@pytest.mark.parametrize("confidence", [0.5, 0.99])
+def test_wilson_interval_is_where_the_score_reaches_the_quantile(confidence):
+    for p in proportion_interval(81, 263, confidence):
+        score = abs(81 / 263 - p) / math.sqrt(p * (1 - p) / 263)
+        assert score == pytest.approx(statistics.NormalDist().inv_cdf(0.5 + confidence / 2))
+
+
 @pytest.mark.parametrize(("errors", "n"), [(-1, 10), (11, 10), (0, 0)])
 def test_impossible_proportions_are_refused(errors, n):
     with pytest.raises(ValueError, match=f"errors = {errors}, n = {n}"):
@@ -113,6 +120,10 @@ def test_interval_of_a_median_is_that_of_order_statistics():
     low, high = median_interval(np.random.default_rng(0).permutation(values))
     coverage = stats.binom.cdf(60, 100, 0.5) - stats.binom.cdf(39, 100, 0.5)
     assert (low, high) == (40.0, 61.0) and coverage == pytest.approx(0.9648, abs=1e-4)
+    # At 50 %: the innermost ranks whose coverage is at least that.
+    low, high = median_interval(values, confidence=0.5)
+    assert (low, high) == (47.0, 54.0)
+    assert stats.binom.cdf(53, 100, 0.5) - stats.binom.cdf(46, 100, 0.5) >= 0.5
     with pytest.raises(ValueError, match="at least 6"):
         median_interval(np.arange(5.0))
 
@@ -129,6 +140,38 @@ def test_paired_difference_of_medians():
     assert paired_median_difference(other, b) == (difference, low, high)
     with pytest.raises(ValueError, match="shape"):
         paired_median_difference(other[0], b[0])
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.5])
+@pytest.mark.parametrize("ratio", [False, True])
+def test_interval_of_medians_is_between_percentiles_of_resamples(confidence, ratio):
+    """Of values that are dense below their median and sparse above it: the interval reaches further up than down."""
+    rng = np.random.default_rng(2)
+    skewed = np.concatenate([np.linspace(0.9, 1.0, 21), np.linspace(1.2, 10.0, 20)])
+    a, b = np.stack([skewed, 2 * rng.permutation(skewed)]), 1 + 0.01 * rng.random((2, 41))
+    found = (paired_median_ratio if ratio else paired_median_difference)(a, b, confidence, resamples=4000)
+    drawn = rng.integers(0, 41, (4000, 41))
+    first, second = (np.median(values[:, drawn], axis=2) for values in (a, b))
+    resampled = (first / second if ratio else first - second).mean(0)
+    low, high = np.quantile(resampled, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    assert found[1:] == pytest.approx((low, high), abs=0.1 * (high - low))
+    assert high - found[0] > 4 * (found[0] - low)
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.5])
+def test_interval_of_a_ratio_over_seeds_is_that_of_its_derivatives(confidence):
+    """The delta method, with the derivative by each image's weight in place of its formula."""
+    rng = np.random.default_rng(3)
+    a, b = rng.gamma(2.0, size=(3, 50)) * np.array([[1.0], [3.0], [9.0]]), rng.gamma(2.0, size=(3, 50)) + 0.2
+
+    def ratio(weights):
+        return float(np.mean((a @ weights) / (b @ weights)))
+
+    steps, ones = 1e-5 * np.eye(50), np.ones(50)
+    influence = 50 * np.array([(ratio(ones + step) - ratio(ones - step)) / 2e-5 for step in steps])
+    half = statistics.NormalDist().inv_cdf(0.5 + confidence / 2) * influence.std(ddof=1) / math.sqrt(50)
+    expected = ratio(ones), ratio(ones) - half, ratio(ones) + half
+    assert paired_mean_ratio(a, b, confidence) == pytest.approx(expected, rel=1e-6)
 
 
 def test_ratio_of_means_by_hand_and_against_the_bootstrap():

@@ -10,6 +10,7 @@ from offset_equivariant.reporting.statistics import (
     STATISTICS,
     median_interval,
     paired_median_difference,
+    paired_median_ratio,
     widened_by_seeds,
 )
 from offset_equivariant.reporting.tables import render_markdown, tabulate
@@ -67,6 +68,22 @@ def test_cells_hold_medians_intervals_and_paired_differences(found):
     by_seed = [np.median(grey) - np.median(seed) for seed in both]
     expected = difference, *widened_by_seeds(tuple(interval), by_seed)
     assert rows["grey_world"].cells[0].paired == pytest.approx(expected)
+
+
+def test_shift_and_growth_are_of_medians(found):
+    records, outcomes = found
+    row = next(row for row in build_table(TABLE3, records, outcomes=outcomes).rows if row.records)
+    of = [outcomes["table3_original", seed][ERROR] for seed in (0, 1)]
+    before, after = (np.stack([errors[key] for errors in of]).astype(float) for key in ("0.0", "0.9"))
+    medians = [np.median(values, axis=1) for values in (before, after)]
+    cell = row.cells[2]
+    for found_here, paired, by_seed in (
+        (cell.shift, paired_median_difference, medians[1] - medians[0]),
+        (cell.growth, paired_median_ratio, medians[1] / medians[0]),
+    ):
+        centre, *interval = paired(after, before)
+        assert centre == pytest.approx(by_seed.mean())
+        assert found_here == pytest.approx((centre, *widened_by_seeds(tuple(interval), by_seed.tolist())))
 
 
 def test_rendered(found):

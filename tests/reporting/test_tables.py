@@ -9,7 +9,7 @@ import pytest
 from offset_equivariant.reporting.comparison import build_table
 from offset_equivariant.reporting.costs import Cost, Costs
 from offset_equivariant.reporting.descriptions import TABLE1, RowDescription, TableDescription
-from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
+from offset_equivariant.reporting.records import find_records, load_outcomes, outcomes_path, save_evaluation
 from offset_equivariant.reporting.statistics import paired_difference_interval
 from offset_equivariant.reporting.tables import (
     RESULTS_BEGIN,
@@ -176,6 +176,30 @@ def test_seeds_of_different_settings_have_no_mean(make_record, settings, differi
         build_table(TABLE1, records)
 
 
+@pytest.mark.parametrize("changes", [{"n": 7}, {"data_sha256": {"test": "d2", "train": "d0"}}])
+def test_seeds_on_other_test_images_have_no_mean(make_record, changes):
+    with pytest.raises(ValueError, match=r"table1_original, seed 1: .* seed 0 in test images;"):
+        build_table(TABLE1, [make_record("original"), make_record("original", 1, **changes)])
+    otherwise = make_record("original", 1, data_sha256={"test": "d1", "train": "d2"})
+    assert len(build_table(TABLE1, [make_record("original"), otherwise]).rows[0].records) == 2
+
+
+def test_what_needs_every_seeds_outcomes_is_left_out_where_one_has_none(tmp_path, make_record):
+    for seed in (0, 1):
+        save(tmp_path, make_record, "original", (2, 4, 6), seed=seed)
+    complete = built(tmp_path).rows[0].cells[2]
+    assert None not in (complete.interval, complete.shift, complete.growth)
+    outcomes_path(tmp_path, "table1_original", 1).unlink()
+    cell = built(tmp_path).rows[0].cells[2]
+    assert (cell.ours, cell.interval, cell.shift, cell.growth) == (75.0, None, None, None)
+
+
+def test_nothing_is_a_multiple_of_no_error_at_all(tmp_path, make_record):
+    save(tmp_path, make_record, "original", (0, 4, 6))
+    cell = built(tmp_path).rows[0].cells[2]
+    assert cell.shift is not None and cell.shift[0] == 75.0 and cell.growth is None
+
+
 def test_flagged_records_are_marked_in_their_row(tmp_path, make_record):
     save(tmp_path, make_record, "original", (1, 2, 3), complete=False, steps=7, training_dirty=True)
     assert lines(built(tmp_path))[1].startswith("| Original **[incomplete (7/100 steps), dirty training]** |")
@@ -200,8 +224,17 @@ def test_paired_differences_are_taken_image_by_image_and_averaged_over_seeds(tmp
     assert rows["original"].cells[1].paired is None
 
 
-@pytest.mark.parametrize("changes", [{"preset": "paper"}, {"data_sha256": {"test": "x"}}, {"dataset": "synthetic"}])
-def test_nothing_is_paired_with_other_images_or_presets(tmp_path, make_record, changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preset": "paper"},
+        {"data_sha256": {"test": "x"}},
+        {"dataset": "synthetic"},
+        {"config": {"distortion": {"requantize": True}}},
+        {"config": {"distortion": {"seed": 3}}},
+    ],
+)
+def test_nothing_is_paired_with_other_images_presets_or_light(tmp_path, make_record, changes):
     save(tmp_path, make_record, "original", ERRORS["original"])
     save(tmp_path, make_record, "equivariant", ERRORS["equivariant"], **changes)
     assert {cell.paired for row in built(tmp_path).rows for cell in row.cells} == {None}

@@ -127,6 +127,35 @@ def test_log_holds_the_means_since_the_line_before(tmp_path):
     assert [{"step": step, **scalars} for step, scalars in logged] == found
 
 
+class Clock:
+    """Time that passes where it is told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+    monotonic = perf_counter
+
+    def passing(self, seconds):
+        def event(task, loss):
+            self.now += seconds
+            return loss
+
+        return event
+
+
+def test_rate_and_time_are_those_of_the_clock(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    task = Descent({step: clock.passing(seconds) for step, seconds in enumerate((1.0, 3.0, 2.0, 6.0, 5.0), 1)})
+    state = fit(task, tmp_path, settings(steps=5, log_every=2, checkpoint_seconds=1e6))
+    # Ten images a step.
+    assert [line["images_per_second"] for line in lines(tmp_path)] == [20 / 4, 20 / 8, 10 / 5]
+    assert state.seconds == 17.0
+
+
 def test_every_step_gets_the_schedules_factor(tmp_path):
     task = Descent()
     fit(task, tmp_path, settings(steps=4))
