@@ -157,7 +157,7 @@ def test_the_weights_give_the_records_numbers(done):
     settings, record, folder, _ = done
     config = experiment_config(settings)
     network = building.build_network(config)
-    facts = load_weights(network, folder / "runs" / NAME / "seed=0" / "weights.safetensors")
+    facts = load_weights(network, folder / "runs" / NAME / "seed=0" / "weights.safetensors").facts
     assert (facts["experiment"], facts["row"], facts["preset"], facts["seed"]) == (NAME, "equivariant", "smoke", SEED)
     images = synthetic_images("test", n_test=40)
     found = sweep(RecognitionEvaluation(network, images, recognition.build_pipeline(config)), [0.0, 0.5, 1.0])
@@ -571,7 +571,6 @@ NOT_OF_THE_RECORD = {
     "another commit": {"commit": "d" * 40},
     "a dirty tree": {"dirty": True},
     "other weights": {"checkpoint_sha256": "0" * 64},
-    "other settings": {"config_sha256": "0" * 64},
     "fewer saturations": {
         "metrics": {"error_percent": {"0.0": 90.0, "0.5": 90.0}, "posterior_change": {"0.0": 0.0, "0.5": 0.0}}
     },
@@ -587,6 +586,15 @@ def test_an_evaluation_is_not_complete_by_the_record_of(change, evaluated):
     assert finished_record(again, weights) is None
     write_record(record, path)
     assert finished_record(again, weights) == record
+
+
+def test_an_evaluation_is_not_complete_by_the_record_of_other_settings(evaluated):
+    again, weights, path = evaluated
+    record = read_record(path)
+    for differing, is_complete in (({"weight_decay": 0.0123}, False), ({"log_every": 7}, True)):
+        config = {**record.config, "train": {**record.config["train"], **differing}}
+        write_record(replace(record, config=config), path)
+        assert (finished_record(again, weights) is not None) is is_complete
 
 
 def test_an_evaluation_by_a_dirty_tree_or_of_other_weights_or_settings_is_never_complete(evaluated, settings):

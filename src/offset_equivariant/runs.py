@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load
 from torch import nn
 
 from offset_equivariant import provenance
@@ -21,14 +19,7 @@ from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState, last_means
 from offset_equivariant.training.ranks import first_rank_first, is_first
-from offset_equivariant.training.weights import (
-    BALANCING_WEIGHTS,
-    DIGESTS,
-    WeightsError,
-    read_digests,
-    read_facts,
-    save_weights,
-)
+from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights
 
 
 class RunDirectoryError(RuntimeError):
@@ -205,43 +196,16 @@ class Run:
                     f"there is nothing to evaluate in {self.directory}; train first (mode=train), or give weights="
                 )
 
-        content = _content(path)
-        facts = _facts(content)
-        _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
-        network.load_state_dict(load(content))
-        return Weights(path, hashlib.sha256(content).hexdigest(), facts)
+        def check(facts: Mapping[str, Any]) -> None:
+            _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
+
+        facts, sha256 = load_weights(network, path, check)
+        return Weights(path, sha256, facts)
 
     def _no_weights(self) -> Weights:
         """What stands for the weights of a method that learns nothing."""
         facts = {"steps": 0, "total_steps": 0, "commits": [], "dirty": False, "train_seconds": 0.0}
         return Weights(None, "", facts)
-
-
-def _content(path: Path) -> bytes:
-    """Read a file of weights, once for all that is asked of it: beside a living training its place gets other files.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: if it is not a safetensors file, or if there is a ``SHA256SUMS`` beside it that lacks it or has
-            another digest for it.
-    """
-    content = path.read_bytes() if path.is_file() else b""
-    sums = path.parent / DIGESTS
-    if path.is_file() and sums.exists():
-        listed = read_digests(path.parent).get(path.name)
-        if listed is None:
-            raise WeightsError(f"{path} is not in {sums}: it is not a released file; release it, or move it elsewhere")
-        if listed != hashlib.sha256(content).hexdigest():
-            raise WeightsError(f"{path} is damaged: its SHA-256 is not the one in {sums}; restore the file")
-    read_facts(path)  # for its errors
-    return content
-
-
-def _facts(content: bytes) -> dict[str, Any]:
-    """The facts in a safetensors file: behind the length of its header, in eight bytes, that is JSON."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    facts: dict[str, Any] = json.loads(header.get("__metadata__", {}).get("facts", "{}"))
-    return facts
 
 
 def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from offset_equivariant.nn.constraint import remove_parametrizations_
@@ -25,6 +26,13 @@ BALANCING_WEIGHTS = "balancing_weights"
 
 class WeightsError(ValueError):
     """A file of weights that cannot be used; says why, and what to do."""
+
+
+class LoadedWeights(NamedTuple):
+    """What was loaded: the facts in the file, and its SHA-256."""
+
+    facts: dict[str, Any]
+    sha256: str
 
 
 def save_weights(network: nn.Module, path: Path, facts: Mapping[str, Any]) -> str:
@@ -45,8 +53,10 @@ def save_weights(network: nn.Module, path: Path, facts: Mapping[str, Any]) -> st
 
 def load_weights(
     network: nn.Module, path: Path, check: Callable[[Mapping[str, Any]], None] = lambda facts: None
-) -> dict[str, Any]:
-    """Load weights into ``network`` and return the facts in the file.
+) -> LoadedWeights:
+    """Load weights into ``network`` and return the facts and the digest of their file.
+
+    It is read once for all three: beside a living training its place may get another file at any time.
 
     Args:
         network: what to load into.
@@ -59,12 +69,19 @@ def load_weights(
             another digest for it.
         RuntimeError: if the weights are of another network.
     """
-    if path.is_file() and (path.parent / DIGESTS).exists():
-        _check_digest(path)
-    facts = read_facts(path)
+    _require_file(path)
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if (path.parent / DIGESTS).exists():
+        _check_digest(path, sha256)
+    try:
+        weights = load(content)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a file of weights: {error}") from error
+    facts = _facts(content)
     check(facts)
-    network.load_state_dict(load_file(path))
-    return facts
+    network.load_state_dict(weights)
+    return LoadedWeights(facts, sha256)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -74,10 +91,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         WeightsError: if it is not a safetensors file.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"there are no weights at {path}")
-    if not path.is_file():
-        raise WeightsError(f"{path} is no file; give a file of weights, such as {path / 'weights.safetensors'}")
+    _require_file(path)
     try:
         with safe_open(path, "pt") as file:
             facts: dict[str, Any] = json.loads((file.metadata() or {}).get("facts", "{}"))
@@ -86,11 +100,25 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _check_digest(path: Path) -> None:
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"there are no weights at {path}")
+    if not path.is_file():
+        raise WeightsError(f"{path} is no file; give a file of weights, such as {path / 'weights.safetensors'}")
+
+
+def _facts(content: bytes) -> dict[str, Any]:
+    """The facts in a safetensors file that is sound: in its header, JSON behind its length in eight bytes."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    facts: dict[str, Any] = json.loads(header.get("__metadata__", {}).get("facts", "{}"))
+    return facts
+
+
+def _check_digest(path: Path, sha256: str) -> None:
     listed, sums = read_digests(path.parent).get(path.name), path.parent / DIGESTS
     if listed is None:
         raise WeightsError(f"{path} is not in {sums}: it is not a released file; release it, or move it elsewhere")
-    if listed != file_sha256(path):
+    if listed != sha256:
         raise WeightsError(f"{path} is damaged: its SHA-256 is not the one in {sums}; restore the file")
 
 
