@@ -3,24 +3,17 @@
 import pytest
 import torch
 
-from offset_equivariant import building
-from offset_equivariant.config import experiment_config
 from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.tasks.illuminant_estimation import random_crops, random_flips_and_transpositions
 
 
 @pytest.fixture
-def planned(make_settings):
+def planned(plan_of):
     """The networks, the images and the task of a configuration by words of the command line."""
 
     def plan(*words):
-        machinery = ("runtime.device=cpu", "runtime.progress=false", "logger=none")
-        shown = ("train=nus_smoke", "dataset.options.images=18", "train.batch_size=3", *machinery)
-        config = experiment_config(make_settings("experiment=table3_original", *shown, *words))
-        building.check_components(config)
-        torch.manual_seed(0)
-        network, images = building.build_network(config), building.load_split(config, "train")
-        return network, images, building.plan_training(config, network, images).task
+        shown = ("train=nus_smoke", "dataset.options.images=18", "train.batch_size=3")
+        return plan_of("experiment=table3_original", *shown, *words)
 
     return plan
 
@@ -80,9 +73,7 @@ def test_the_first_step_is_adams_with_the_decay_of_the_recipe_by_hand(planned, n
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_the_network_is_compiled_where_that_is_asked_for(planned, monkeypatch, asked):
+def test_the_network_is_compiled_where_that_is_asked_for(planned, compiled, asked):
     network, _, task = planned(f"runtime.compile={asked}")
-    calls = []
-    monkeypatch.setattr(torch, "compile", lambda module: calls.append(module) or module)
     task.training_step(0, 0.0)
-    assert calls == ([network.networks[0]] if asked else [])
+    assert compiled == ([network.networks[0]] if asked else [])

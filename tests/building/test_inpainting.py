@@ -3,31 +3,19 @@
 import pytest
 import torch
 
-from offset_equivariant import building
-from offset_equivariant.config import experiment_config
 from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.tasks.inpainting import centre_of, random_crops_and_flips, visible_pixels
 
 
 @pytest.fixture
-def planned(make_settings):
+def planned(plan_of):
     """The network, the photos and the task of a configuration by words of the command line."""
 
     def plan(*words):
-        machinery = ("runtime.device=cpu", "runtime.progress=false", "logger=none")
-        small = ("model.options.width=0.0625", "model.options.bottleneck=30")
-        shown = (
-            "train=inpainting_smoke",
-            "dataset.options.n_train=8",
-            "dataset.options.n_test=4",
-            "train.batch_size=4",
-        )
-        words = ("experiment=table4_facades_small_original", *shown, *small, *machinery, *words)
-        config = experiment_config(make_settings(*words))
-        building.check_components(config)
-        torch.manual_seed(0)
-        network, photos = building.build_network(config), building.load_split(config, "train")
-        return network, photos.images, building.plan_training(config, network, photos).task
+        small = ("model.options.width=0.0625", "model.options.bottleneck=30", "train.batch_size=4")
+        shown = ("train=inpainting_smoke", "dataset.options.n_train=8", "dataset.options.n_test=4")
+        network, photos, task = plan_of("experiment=table4_facades_small_original", *shown, *small, *words)
+        return network, photos.images, task
 
     return plan
 
@@ -79,12 +67,10 @@ def test_both_optimisers_are_those_of_the_recipe(planned):
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_the_network_is_compiled_where_that_is_asked_for(planned, monkeypatch, asked):
+def test_the_network_is_compiled_where_that_is_asked_for(planned, compiled, asked):
     network, _, task = planned(f"runtime.compile={asked}")
-    calls = []
-    monkeypatch.setattr(torch, "compile", lambda module: calls.append(module) or module)
     task.training_step(0, 0.0)
-    assert calls == ([network] if asked else [])
+    assert compiled == ([network] if asked else [])
 
 
 def test_the_discriminator_is_new_and_as_wide_as_the_network(planned):

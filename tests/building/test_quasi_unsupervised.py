@@ -5,26 +5,21 @@ import math
 import pytest
 import torch
 
-from offset_equivariant import building
 from offset_equivariant.color import code_input
 from offset_equivariant.color.achromatic import NOISE
 from offset_equivariant.color.representation import decode_srgb
-from offset_equivariant.config import experiment_config
 from offset_equivariant.data.batches import EpochOrder, step_generator
 
 
 @pytest.fixture
-def planned(make_settings):
+def planned(plan_of):
     """The network, the images and the task of a configuration by words of the command line."""
 
     def plan(*words):
-        machinery = ("runtime.device=cpu", "runtime.progress=false", "logger=none", "model.options.width=4")
-        shown = ("train=quasi_smoke", "dataset=synthetic", "dataset.options.n_train=48", "train.batch_size=16")
-        config = experiment_config(make_settings("experiment=quasi_unsupervised", *shown, *machinery, *words))
-        building.check_components(config)
-        torch.manual_seed(0)
-        network, images = building.build_network(config), building.load_split(config, "train")
-        return network, images.images, building.plan_training(config, network, images).task
+        small = ("model.options.width=4", "train.batch_size=16")
+        shown = ("train=quasi_smoke", "dataset=synthetic", "dataset.options.n_train=48")
+        network, images, task = plan_of("experiment=quasi_unsupervised", *shown, *small, *words)
+        return network, images.images, task
 
     return plan
 
@@ -61,9 +56,7 @@ def test_the_optimiser_is_that_of_the_recipe(planned):
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_the_network_is_compiled_where_that_is_asked_for(planned, monkeypatch, asked):
+def test_the_network_is_compiled_where_that_is_asked_for(planned, compiled, asked):
     network, _, task = planned(f"runtime.compile={asked}")
-    calls = []
-    monkeypatch.setattr(torch, "compile", lambda module: calls.append(module) or module)
     task.training_step(0, 0.0)
-    assert calls == ([network] if asked else [])
+    assert compiled == ([network] if asked else [])
