@@ -307,6 +307,30 @@ def test_library_knows_neither_hydra_nor_wandb(path):
         assert "wandb" not in imported(tree, inside_functions=True)
 
 
+#: Of the lower storeys, what each may import of this package.
+STOREYS = {
+    **{ground: set() for ground in ("groups", "color", "statistics", "signals", "storage")},
+    "nn": {"groups"},
+    "models": {"nn", "color"},
+    "data": {"signals", "storage"},
+    "training": {"models", "nn", "provenance", "signals", "storage", "tasks"},
+    "tasks": {"color", "data", "models", "nn", "statistics", "training"},
+}
+
+
+@pytest.mark.parametrize("storey", STOREYS)
+def test_lower_storeys_know_nothing_of_the_upper_ones(storey):
+    paths = [SOURCE / f"{storey}.py"] if (SOURCE / f"{storey}.py").exists() else (SOURCE / storey).rglob("*.py")
+    modules = {
+        node.module
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "offset_equivariant"
+    }
+    assert "offset_equivariant" not in modules  # which says no storey
+    assert {module.split(".")[1] for module in modules} - {storey} <= STOREYS[storey]
+
+
 def test_reader_of_imports_finds_what_is_there():
     entry, tracking = (ast.parse((SOURCE / name).read_text()) for name in ("__main__.py", "reporting/tracking.py"))
     assert {"hydra", "omegaconf"} <= imported(entry, inside_functions=False)

@@ -9,7 +9,7 @@ import pytest
 from offset_equivariant.reporting.ablations import ABLATIONS, FOLDER, render_ablations, write_ablations
 from offset_equivariant.reporting.costs import Cost, Costs, read_costs
 from offset_equivariant.reporting.records import find_records, load_outcomes, save_evaluation
-from offset_equivariant.reporting.statistics import paired_difference_interval
+from offset_equivariant.statistics import paired_difference_interval
 
 (PADDING,) = (ablation for ablation in ABLATIONS if "pad?" in ablation.question)
 (ROUNDING,) = (ablation for ablation in ABLATIONS if "8 bits" in ablation.question)

@@ -14,7 +14,7 @@ from offset_equivariant.reporting.descriptions import TABLE1, TABLE2, TABLE3, TA
 from offset_equivariant.reporting.paper import paper_value
 from offset_equivariant.reporting.records import find_records, load_outcomes, read_record, record_path
 from offset_equivariant.reporting.reproduction import SATURATIONS
-from offset_equivariant.reporting.statistics import paired_difference_interval, widened_by_seeds
+from offset_equivariant.statistics import paired_difference_interval, widened_by_seeds
 
 RESULTS = repository_root() / "results"
 TEXT = " ".join((Path(RESULTS).parent / "docs" / "DEVIATIONS.md").read_text(encoding="utf-8").split())

@@ -9,8 +9,8 @@ from offset_equivariant.reporting.costs import Cost, Costs, costs_path, write_co
 from offset_equivariant.reporting.readme import ANSWER_BEGIN, ANSWER_END, readme_block, render_answer, update_readme
 from offset_equivariant.reporting.records import save_evaluation
 from offset_equivariant.reporting.reproduction import examined_tables
-from offset_equivariant.reporting.statistics import paired_difference_interval, proportion_interval
 from offset_equivariant.reporting.tables import RESULTS_BEGIN, RESULTS_END
+from offset_equivariant.statistics import paired_difference_interval, proportion_interval
 
 KEYS = ("0.0", "0.5", "0.9")
 WRONG = {  # of 1,000 images, at S = 0.0, 0.5, 0.9

@@ -17,7 +17,7 @@ from offset_equivariant.reporting.reproduction import (
     tally,
     write_reproduction,
 )
-from offset_equivariant.reporting.statistics import proportion_interval
+from offset_equivariant.statistics import proportion_interval
 
 KEYS = ("0.0", "0.5", "0.9")
 PAPERS = {

@@ -6,14 +6,14 @@ import pytest
 from offset_equivariant.reporting.comparison import build_table
 from offset_equivariant.reporting.descriptions import TABLE3
 from offset_equivariant.reporting.figures import curves_csv, figure5
-from offset_equivariant.reporting.statistics import (
+from offset_equivariant.reporting.tables import render_markdown, tabulate
+from offset_equivariant.statistics import (
     STATISTICS,
     median_interval,
     paired_median_difference,
     paired_median_ratio,
     widened_by_seeds,
 )
-from offset_equivariant.reporting.tables import render_markdown, tabulate
 
 KEYS = ("0.0", "0.5", "0.9", "1.0")
 ERROR = "reproduction_error_degrees"

@@ -10,7 +10,6 @@ from offset_equivariant.reporting.comparison import build_table
 from offset_equivariant.reporting.costs import Cost, Costs
 from offset_equivariant.reporting.descriptions import TABLE1, RowDescription, TableDescription
 from offset_equivariant.reporting.records import find_records, load_outcomes, outcomes_path, save_evaluation
-from offset_equivariant.reporting.statistics import paired_difference_interval
 from offset_equivariant.reporting.tables import (
     RESULTS_BEGIN,
     RESULTS_END,
@@ -21,6 +20,7 @@ from offset_equivariant.reporting.tables import (
     tabulate,
     write_tables,
 )
+from offset_equivariant.statistics import paired_difference_interval
 
 ERRORS = {"original": (4, 6, 7), "equivariant": (5, 5, 4)}  # of 8 images, at S = 0.0, 0.5, 0.9
 

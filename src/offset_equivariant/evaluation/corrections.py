@@ -12,12 +12,10 @@ from torch import Tensor
 from offset_equivariant.color.angular_error import as_light, reproduction_angular_error
 from offset_equivariant.color.illuminants import apply_illuminant, random_illuminants
 from offset_equivariant.data.illuminant_images import IlluminantImages
+from offset_equivariant.evaluation.shown import SATURATIONS, srgb_bytes
 from offset_equivariant.reporting.image_panel import ImagePanel
 from offset_equivariant.tasks.illuminant_estimation import Estimator
-from offset_equivariant.tasks.recognition_evaluation import quantized_srgb
 
-#: Saturations of the paper's Figure 6.
-SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
 #: Share of an image's values that are shown as they are; what is brighter is shown white.
 _SHOWN = 0.98
 
@@ -70,5 +68,4 @@ def correction_panel(
 def _shown(linear: Tensor) -> npt.NDArray[np.uint8]:
     """As sRGB bytes, ``(1, H, W, 3)``, the brightness of its bright values made 1."""
     white = linear.amax(1).flatten().quantile(_SHOWN)
-    shown: npt.NDArray[np.uint8] = quantized_srgb((linear / white).clamp(0, 1)).permute(0, 2, 3, 1).numpy()
-    return shown
+    return srgb_bytes(linear / white)

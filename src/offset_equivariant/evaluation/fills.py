@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,13 +12,11 @@ from offset_equivariant.color.illuminants import apply_illuminant, random_illumi
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.color.srgb import linear_to_srgb
 from offset_equivariant.data.photo_images import PhotoImages
+from offset_equivariant.evaluation.shown import SATURATIONS, srgb_bytes
 from offset_equivariant.reporting.image_panel import ImagePanel
 from offset_equivariant.tasks.inpainting import centre_of, with_centre
 from offset_equivariant.tasks.inpainting_evaluation import Filler, psnr
-from offset_equivariant.tasks.recognition_evaluation import quantized_srgb
 
-#: Saturations of the paper's Figure 8.
-SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
 #: What the hole is shown as, linear RGB.
 _HOLE = 1.0
 
@@ -59,14 +56,8 @@ def fill_panel(
     return ImagePanel(
         name=f"{photos.name}, {photos.names[number]}",
         saturations=tuple(saturations),
-        images={title: np.concatenate([_shown(image) for image in shown]) for title, shown in rows.items()},
+        images={title: np.concatenate([srgb_bytes(image) for image in shown]) for title, shown in rows.items()},
         values={title: np.array(found, dtype=np.float32) for title, found in values.items()},
         unit=" dB",
         checkpoint_sha256=dict(checkpoint_sha256),
     )
-
-
-def _shown(linear: Tensor) -> npt.NDArray[np.uint8]:
-    """As sRGB bytes, ``(1, H, W, 3)``."""
-    shown: npt.NDArray[np.uint8] = quantized_srgb(linear.clamp(0, 1)).permute(0, 2, 3, 1).numpy()
-    return shown

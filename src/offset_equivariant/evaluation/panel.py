@@ -11,11 +11,9 @@ from offset_equivariant.color.illuminants import random_illuminants
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.color.srgb import linear_to_srgb
 from offset_equivariant.data.labelled_images import LabelledImages
+from offset_equivariant.evaluation.shown import SATURATIONS
 from offset_equivariant.reporting.predictions import PredictionPanel
 from offset_equivariant.tasks.recognition_evaluation import RecognitionEvaluation
-
-#: Saturations of the paper's Figure 3.
-PANEL_SATURATIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 
 def first_of_each_class(labels: torch.Tensor, classes: int) -> list[int]:
@@ -35,7 +33,7 @@ def prediction_panel(
     indices: Sequence[int],
     *,
     seed: int,
-    saturations: Sequence[float] = PANEL_SATURATIONS,
+    saturations: Sequence[float] = SATURATIONS,
     checkpoint_sha256: Mapping[str, str],
 ) -> PredictionPanel:
     """Classify images under illuminants of growing saturation and the hue that the sweep gives them.

@@ -21,8 +21,8 @@ from offset_equivariant.reporting.records import (
     trained_at,
     trained_on,
 )
-from offset_equivariant.reporting.statistics import paired_difference_interval, proportion_interval
 from offset_equivariant.reporting.tables import signed_interval
+from offset_equivariant.statistics import paired_difference_interval, proportion_interval
 from offset_equivariant.storage import replace_file
 
 #: Folder below ``results``.

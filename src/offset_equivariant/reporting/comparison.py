@@ -14,7 +14,8 @@ from offset_equivariant.reporting.costs import Costs
 from offset_equivariant.reporting.descriptions import RELEASED_BALANCING, RowDescription, TableDescription
 from offset_equivariant.reporting.paper import TABLE_SATURATIONS, PaperValue, paper_value
 from offset_equivariant.reporting.records import Outcomes, Record, saturation_key
-from offset_equivariant.reporting.statistics import (
+from offset_equivariant.settings import differing_settings, is_recipe
+from offset_equivariant.statistics import (
     mean_and_std,
     median_interval,
     paired_difference_interval,
@@ -24,7 +25,6 @@ from offset_equivariant.reporting.statistics import (
     proportion_interval,
     widened_by_seeds,
 )
-from offset_equivariant.settings import differing_settings, is_recipe
 
 
 @dataclass(frozen=True)

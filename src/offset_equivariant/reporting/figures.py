@@ -22,8 +22,8 @@ from offset_equivariant.reporting.image_panel import image_figure, read_image_pa
 from offset_equivariant.reporting.paper import TABLE_SATURATIONS, paper_value
 from offset_equivariant.reporting.predictions import figure3, read_panel
 from offset_equivariant.reporting.records import Record, find_records
-from offset_equivariant.reporting.statistics import mean_and_std
 from offset_equivariant.settings import is_recipe
+from offset_equivariant.statistics import mean_and_std
 from offset_equivariant.storage import replace_file
 
 # Okabe and Ito's palette, which is told apart under the common forms of colour blindness, and where it ends two of

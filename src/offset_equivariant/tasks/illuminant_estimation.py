@@ -25,7 +25,7 @@ from offset_equivariant.color.representation import Representation
 from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.data.illuminant_images import IlluminantImages
 from offset_equivariant.nn.constraint import project_
-from offset_equivariant.reporting.statistics import STATISTICS
+from offset_equivariant.statistics import STATISTICS
 from offset_equivariant.training.cross_validation import CrossValidated
 
 

@@ -27,7 +27,7 @@ from offset_equivariant.color.equalisation import code_input
 from offset_equivariant.color.illuminants import apply_illuminant
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.data.batches import EpochOrder, random_crop_and_flip, step_generator
-from offset_equivariant.reporting.statistics import STATISTICS
+from offset_equivariant.statistics import STATISTICS
 
 
 class SrgbImages(Protocol):

@@ -15,7 +15,7 @@ from offset_equivariant.color.illuminants import apply_illuminant
 from offset_equivariant.color.representation import decode_srgb
 from offset_equivariant.color.srgb import linear_to_srgb
 from offset_equivariant.data.batches import EvaluationImages
-from offset_equivariant.reporting.statistics import STATISTICS
+from offset_equivariant.statistics import STATISTICS
 from offset_equivariant.tasks.recognition import InputPipeline
 
 #: Metric and outcome of strategies that balance colours: the angle between estimated and applied illuminant.

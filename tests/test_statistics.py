@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from offset_equivariant.reporting.statistics import (
+from offset_equivariant.statistics import (
     ErrorSummary,
     mean_and_std,
     median_interval,
