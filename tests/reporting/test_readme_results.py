@@ -108,6 +108,11 @@ def test_short_tables(tmp_path, make_record):
     assert exact in lines
     assert lines[-1].startswith("1,000 test images") and "(results/tables/table1.md)" in lines[-1]
     assert "One training took 0.17 and one evaluation 0.025 minutes, all 2 together 0.05 ([on what]" in lines[-1]
+    assert "Unfinished trainings" not in readme_block(tmp_path)
+    changes = {"experiment": "table1_original_paper", "preset": "paper", "complete": False}
+    save(tmp_path, make_record, "original", **changes, evaluate_seconds=600.0)
+    assert "\n\nUnfinished trainings say nothing of where they end.\n\n1,000 test" in readme_block(tmp_path)
+    assert "one evaluation 0.025 minutes, all 2 together 0.05 (" in readme_block(tmp_path)
     save(tmp_path, make_record, "original", seed=1, train_seconds=6420.0)
     assert "One training took 0.17 to 107 and" in readme_block(tmp_path)
     assert "| 12.00 ± 0.00 (8.67) |" in readme_block(tmp_path) and "| fast, 2 seeds |" in readme_block(tmp_path)

@@ -190,6 +190,8 @@ def _short(table: Table) -> str:
         f"{counts} test images; in brackets the paper's number; ± standard deviation over seeds. "
         f"[Intervals, paired differences, parameters, commits](results/tables/table{number}.md). {_times(table)}"
     )
+    if any(not record.complete for row in table.rows for record in row.records):
+        explanation = f"Unfinished trainings say nothing of where they end.\n\n{explanation}"
     blocks = [f"### Table {number}: {description.title}", markdown_rows(lines)]
     return "\n\n".join([*blocks, *notes_below(notes), explanation]) + "\n"
 
@@ -198,7 +200,8 @@ def _times(table: Table) -> str:
     """How long one training of the table took, and one evaluation, from the fastest to the slowest."""
     records = [record for row in table.rows for record in row.records]
     trained = [record.train_seconds for record in records if record.total_steps and not record.flags]
-    evaluated = [record.evaluate_seconds for record in records]
+    finished = [record for record in records if not record.flags] or records
+    evaluated = [record.evaluate_seconds for record in finished]
     texts = [
         f"one evaluation {_minutes(evaluated)} minutes, all {len(evaluated)} together {_minutes([sum(evaluated)])}"
     ]
