@@ -20,6 +20,16 @@ def nearest_multiple(channels: int, offset_groups: int) -> int:
     return max(1, (2 * channels + offset_groups) // (2 * offset_groups)) * offset_groups
 
 
+def require_offset_groups(offset_groups: int) -> None:
+    """Refuse what cannot be a number of groups.
+
+    Raises:
+        ValueError: if ``offset_groups`` is no whole number, or not positive.
+    """
+    if not isinstance(offset_groups, Integral) or isinstance(offset_groups, bool) or offset_groups < 1:
+        raise ValueError(f"offset_groups must be a whole number of at least 1, got {offset_groups!r}")
+
+
 def channels_per_group(channels: int, offset_groups: int, name: str = "channels") -> int:
     """Return how many channels each group has.
 
@@ -27,8 +37,7 @@ def channels_per_group(channels: int, offset_groups: int, name: str = "channels"
         ValueError: if ``offset_groups`` is not positive or does not divide ``channels``; the message names the
             quantity, both numbers and the nearest valid ones.
     """
-    if not isinstance(offset_groups, Integral) or isinstance(offset_groups, bool) or offset_groups < 1:
-        raise ValueError(f"offset_groups must be a whole number of at least 1, got {offset_groups!r}")
+    require_offset_groups(offset_groups)
     if channels < 1 or channels % offset_groups:
         below = max(channels, 0) // offset_groups * offset_groups
         valid = " or ".join(str(n) for n in (below, below + offset_groups) if n > 0)

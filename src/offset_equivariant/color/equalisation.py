@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from offset_equivariant.color.srgb import require_floating_point
+from offset_equivariant.color.srgb import at_least_single, require_floating_point
 
 INPUT_CHANNELS = 7
 """Channels of `code_input`: the intensity, then across and down the gradient of red, of green and of blue."""
@@ -50,7 +50,7 @@ def equalise_histogram(values: Tensor, bins: int = 64) -> Tensor:
     # Counted in whole numbers: in bfloat16, 256 + 1 is 256.
     counts = lower.new_zeros(len(values), bins).scatter_add(1, lower, torch.ones_like(lower))
     cumulative = counts.cumsum(1) - counts[:, :1]
-    wide = torch.promote_types(values.dtype, torch.float32)
+    wide = at_least_single(values.dtype)
     shares = (cumulative.to(wide) / cumulative[:, -1:].clamp(min=1)).to(values.dtype)
     start, end = shares.gather(1, lower), shares.gather(1, lower + 1)
     return (start + (position - lower) * (end - start)).reshape(values.shape)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from offset_equivariant.color.srgb import require_floating_point
+from offset_equivariant.color.srgb import at_least_single, require_floating_point
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class RelativeClipping:
             ValueError: If `linear` does not have four dimensions.
         """
         _require_images(linear)
-        linear = _at_least_single(linear)
+        linear = linear.to(at_least_single(linear.dtype))
         mean = linear.clamp(min=0).mean(dim=(2, 3), keepdim=True)
         return torch.maximum(linear, self.threshold(mean))
 
@@ -122,7 +122,7 @@ class FilledClipping:
             ValueError: If `linear` does not have four dimensions.
         """
         _require_images(linear)
-        linear = _at_least_single(linear)
+        linear = linear.to(at_least_single(linear.dtype))
         dark = linear.amax(dim=(2, 3), keepdim=True) <= 0
         valid = ((linear > 0) | dark).all(dim=1, keepdim=True)
         mean = _mean_over(linear.clamp(min=0), valid)
@@ -135,10 +135,6 @@ def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
     """Mean of each image's channels over the chosen pixels, (N, C, 1, 1); zero where none is chosen."""
     count = chosen.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     return torch.where(chosen, values, 0).sum(dim=(2, 3), keepdim=True) / count
-
-
-def _at_least_single(linear: Tensor) -> Tensor:
-    return linear.to(torch.promote_types(linear.dtype, torch.float32))
 
 
 def _require_images(linear: Tensor) -> None:
@@ -190,7 +186,7 @@ def linear_to_log_rgb(linear: Tensor, clipping: Callable[[Tensor], Tensor]) -> T
         TypeError: If `linear` is not floating point.
     """
     require_floating_point("linear", linear)
-    return (-clipping(_at_least_single(linear)).log()).to(linear.dtype)
+    return (-clipping(linear.to(at_least_single(linear.dtype))).log()).to(linear.dtype)
 
 
 def log_rgb_to_linear(log_rgb: Tensor) -> Tensor:

@@ -56,6 +56,11 @@ def srgb_lookup_table(device: torch.device | str | None = None, dtype: torch.dty
     return table.to(dtype).to(device)
 
 
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """Return a type of values, but single precision for lower ones."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def require_floating_point(name: str, values: Tensor) -> None:
     if not values.is_floating_point():
         raise TypeError(

@@ -11,7 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from offset_equivariant.groups import add_offset, at_least_single, channels_per_group, split_groups
+from offset_equivariant.groups import (
+    add_offset,
+    at_least_single,
+    channels_per_group,
+    require_offset_groups,
+    split_groups,
+)
 from offset_equivariant.nn.pooling import make_group_pooling
 from offset_equivariant.nn.precision import autocasts
 from offset_equivariant.nn.shifted import require_tensor
@@ -40,7 +46,7 @@ class OffsetAdapter(nn.Module):
         add: str | nn.Module | None = None,
     ) -> None:
         super().__init__()
-        channels_per_group(offset_groups, offset_groups)  # refuses what cannot be a number of groups
+        require_offset_groups(offset_groups)
         self.module = module
         self.offset_groups = offset_groups
         self.subtract = make_group_pooling(subtract, offset_groups) if isinstance(subtract, str) else subtract
@@ -143,7 +149,7 @@ class Maxout(nn.Module):
         super().__init__()
         if pieces < 1:
             raise ValueError(f"pieces must be at least 1, got {pieces}")
-        channels_per_group(offset_groups, offset_groups)
+        require_offset_groups(offset_groups)
         self.pieces = pieces
         self.offset_groups = offset_groups
 
@@ -169,7 +175,7 @@ class InvariantHead(nn.Module):
 
     def __init__(self, *, offset_groups: int = 3) -> None:
         super().__init__()
-        channels_per_group(offset_groups, offset_groups)
+        require_offset_groups(offset_groups)
         self.offset_groups = offset_groups
 
     def forward(self, scores: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from offset_equivariant.groups import channels_per_group, split_groups
+from offset_equivariant.groups import require_offset_groups, split_groups
 
 
 class Concatenation(nn.Module):
@@ -19,7 +19,7 @@ class Concatenation(nn.Module):
 
     def __init__(self, *, offset_groups: int = 3) -> None:
         super().__init__()
-        channels_per_group(offset_groups, offset_groups)  # refuses what cannot be a number of groups
+        require_offset_groups(offset_groups)
         self.offset_groups = offset_groups
 
     def forward(self, *tensors: Tensor) -> Tensor:

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offset_equivariant.groups import at_least_single, channels_per_group, group_mean, split_groups
+from offset_equivariant.groups import (
+    at_least_single,
+    channels_per_group,
+    group_mean,
+    require_offset_groups,
+    split_groups,
+)
 from offset_equivariant.nn.constraint import Constraint
 from offset_equivariant.nn.layers import Linear
 from offset_equivariant.nn.precision import autocasts
@@ -87,7 +93,7 @@ class _GroupPooling(nn.Module):
 
     def __init__(self, offset_groups: int = 3) -> None:
         super().__init__()
-        channels_per_group(offset_groups, offset_groups)  # refuses what cannot be a number of groups
+        require_offset_groups(offset_groups)
         self.offset_groups = offset_groups
 
     def extra_repr(self) -> str:

@@ -6,7 +6,14 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from offset_equivariant.groups import add_offset, channels_per_group, expand_groups, group_mean, split_groups
+from offset_equivariant.groups import (
+    add_offset,
+    channels_per_group,
+    expand_groups,
+    group_mean,
+    require_offset_groups,
+    split_groups,
+)
 from offset_equivariant.nn.shifted import ShiftedFeatures, require_groups, without_offset
 
 ShortcutPadding = Literal["inside_groups", "end"]
@@ -20,7 +27,7 @@ class ResidualMerge(nn.Module):
 
     def __init__(self, *, offset_groups: int = 3) -> None:
         super().__init__()
-        channels_per_group(offset_groups, offset_groups)  # refuses what cannot be a number of groups
+        require_offset_groups(offset_groups)
         self.offset_groups = offset_groups
 
     def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:

@@ -17,7 +17,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from offset_equivariant.groups import add_offset, at_least_single, channels_per_group, expand_groups, group_mean
+from offset_equivariant.groups import (
+    add_offset,
+    at_least_single,
+    expand_groups,
+    group_mean,
+    require_offset_groups,
+)
 from offset_equivariant.nn.precision import autocasts
 
 
@@ -162,7 +168,7 @@ class TakeOutOffset(nn.Module):
 
     def __init__(self, *, offset_groups: int = 3) -> None:
         super().__init__()
-        channels_per_group(offset_groups, offset_groups)
+        require_offset_groups(offset_groups)
         self.offset_groups = offset_groups
 
     def forward(self, x: Tensor) -> ShiftedFeatures:
