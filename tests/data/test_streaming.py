@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import select
 import signal
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from offset_equivariant.data import streaming
 from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.data.cropping import RandomCrops, central_crop
 from offset_equivariant.data.decoding import decode_image_file
@@ -124,7 +126,36 @@ def test_signals_are_left_to_the_process_that_trains(files, number):
     assert process.exitcode == 0
 
 
-def die_while_reading(files, ended_by):
+def signalled_while_starting(files, number):
+    leave_signals = streaming._leave_signals
+
+    def signalled(*args):
+        os.killpg(0, number)
+        leave_signals(*args)
+
+    streaming._leave_signals = signalled
+    with StopRequest() as stop:
+        found = list(batches_of(files, workers=1).between(0, 5))
+    assert stop.numbers == [number]
+    assert all(same(a, b) for a, b in zip(found, batches_of(files).between(0, 5), strict=True))
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signals_are_left_from_the_start(files, number):
+    with apart(signalled_while_starting, files, number) as process:
+        pass
+    assert process.exitcode == 0
+
+
+def die_while_reading(files, ended_by, late):
+    leave_signals = streaming._leave_signals
+
+    def leave_signals_late(ending, worker):
+        if worker == 1:
+            time.sleep(late)
+        leave_signals(ending, worker)
+
+    streaming._leave_signals = leave_signals_late
     steps = batches_of(files, workers=2, end=12).between(0, 12)
     next(steps)
     if ended_by == "kill":
@@ -138,10 +169,11 @@ def die_while_reading(files, ended_by):
 kept = []
 
 
+@pytest.mark.parametrize("late", [0, 0.5])
 @pytest.mark.parametrize("ended_by", ["return", "error", "kill"])
-def test_workers_end_with_their_process(files, ended_by):
+def test_workers_end_with_their_process(files, ended_by, late):
     reader, writer = os.pipe()
-    with apart(die_while_reading, files, ended_by) as process:
+    with apart(die_while_reading, files, ended_by, late) as process:
         os.close(writer)
         # The pipe's end is reached when all that were forked are gone.
         ready, _, _ = select.select([reader], [], [], 30)

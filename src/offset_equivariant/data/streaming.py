@@ -11,9 +11,12 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing import parent_process
 from multiprocessing.sharedctypes import RawValue
 from multiprocessing.util import Finalize
+from threading import Thread
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from offset_equivariant.signals import STOP_SIGNALS
 _PREFETCHED = 2  # batches a worker makes ahead
 _ALL = slice(None)
 _CPU = torch.device("cpu")
+_MASKS = hasattr(signal, "pthread_sigmask")  # Windows has none, and ends processes at once
 
 
 class StreamedBatches:
@@ -263,7 +267,9 @@ class _Loader:
         # Where this is not over when the process ends: multiprocessing then sends SIGTERM to the workers and waits.
         end = Finalize(None, setattr, (ending, "value", True), exitpriority=0)
         try:
-            for batch in loader:
+            with _held_back():
+                iterator = iter(loader)
+            for batch in iterator:
                 if isinstance(batch, ImageFileError):
                     raise batch
                 yield tuple(part.to(self._device, non_blocking=True) for part in batch)
@@ -284,19 +290,56 @@ class _Caught(Dataset[Any]):
             return error
 
 
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Hold signals that ask for a stop back from this thread, and from what it starts until that deals with them."""
+    if not _MASKS:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals(ending: Any, _: int) -> None:
     """Leave signals that ask for a stop to the process that trains, which ends its workers when it has saved.
 
     They come to all processes: Ctrl-C from a terminal, SIGTERM from ``torchrun``, any of them from Slurm. A worker
     would otherwise be ended by them, or call what handlers its parent had: submitit's puts the job back into the queue.
 
+    Where that process is killed, the worker ends, too: torch's own check of it fails in workers that only start then.
+
     Args:
         ending: shared with the parent; its value is true when a SIGTERM is to end the worker.
     """
-    for number in STOP_SIGNALS:
+    if not _MASKS:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        Thread(target=_end_with_parent, daemon=True).start()
+        return
+    # Blocked, a SIGTERM is kept until the thread takes it. A handler in Python would run when the main thread is next
+    # in the interpreter, which may wait five seconds for its next batch; one that is ignored first may come just then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
-    # In place of torch's handler.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOP_SIGNALS) - {signal.SIGTERM})
+    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_await_ending, args=(ending,), daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _await_ending(ending: Any) -> None:
+    while True:
+        signal.sigwait({signal.SIGTERM})
+        if ending.value:
+            os._exit(0)
 
 
 def _unchanged(batch: Any) -> Any:
