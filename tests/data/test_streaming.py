@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from offset_equivariant.data import streaming
+from offset_equivariant.data import workers as worker_processes
 from offset_equivariant.data.batches import EpochOrder, step_generator
 from offset_equivariant.data.cropping import RandomCrops, central_crop
 from offset_equivariant.data.decoding import decode_image_file
@@ -127,13 +127,13 @@ def test_signals_are_left_to_the_process_that_trains(files, number):
 
 
 def signalled_while_starting(files, number):
-    leave_signals = streaming._leave_signals
+    leave_signals = worker_processes._leave_signals
 
     def signalled(*args):
         os.killpg(0, number)
         leave_signals(*args)
 
-    streaming._leave_signals = signalled
+    worker_processes._leave_signals = signalled
     with StopRequest() as stop:
         found = list(batches_of(files, workers=1).between(0, 5))
     assert stop.numbers == [number]
@@ -148,14 +148,14 @@ def test_signals_are_left_from_the_start(files, number):
 
 
 def die_while_reading(files, ended_by, late):
-    leave_signals = streaming._leave_signals
+    leave_signals = worker_processes._leave_signals
 
     def leave_signals_late(ending, worker):
         if worker == 1:
             time.sleep(late)
         leave_signals(ending, worker)
 
-    streaming._leave_signals = leave_signals_late
+    worker_processes._leave_signals = leave_signals_late
     steps = batches_of(files, workers=2, end=12).between(0, 12)
     next(steps)
     if ended_by == "kill":
