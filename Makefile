@@ -11,12 +11,12 @@ endif
 FROM ?= released
 PRESET ?=
 SEED ?=
-RESULTS ?= runs/reproduction
+RESULTS ?= $(if $(filter scratch,$(FROM)),runs/from_scratch,runs/reproduction)
 DATASET ?=
 RUN ?=
 # Of make reproduce-all, too.
 LOGGER ?=
-REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results $(RESULTS)$(if $(LOGGER), --logger $(LOGGER))
+REPRODUCE = --from $(FROM) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(DATASET),--dataset $(DATASET)) --results '$(RESULTS)'$(if $(LOGGER), --logger $(LOGGER))
 
 # The stamp's name holds a checksum of what is installed and where, so that a changed lock, another branch or a moved
 # checkout installs again, while a mere change of the files' times does not.
@@ -60,7 +60,7 @@ format: $(STAMP) ## Rewrite the code in the project's style
 test: lint ## Run lint, then all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
 
-reproduce-table1: $(STAMP) ## Table 1, Figures 2 and 3 [FROM=released|scratch] [PRESET=fast|paper|smoke] [SEED=] [RESULTS=runs/reproduction] [LOGGER=wandb|none]
+reproduce-table1: $(STAMP) ## Table 1, Figures 2 and 3 [FROM=released|scratch] [PRESET=fast|paper|smoke] [SEED=] [RESULTS=] [LOGGER=wandb|none]
 	$(PY) scripts/reproduce.py table1 $(REPRODUCE)
 
 reproduce-table2: $(STAMP) ## Table 2 and Figure 4, on a part of ILSVRC-12 or on all of it [DATASET=imagenette|ilsvrc12, FROM, PRESET, SEED, RESULTS, LOGGER likewise]

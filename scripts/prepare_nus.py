@@ -34,7 +34,8 @@ def main(words: list[str] | None = None) -> int:
         )
     except (PreparationError, OSError) as error:
         print(error, file=sys.stderr)
-        print("What was prepared is kept beside the target, and the same command goes on from there.", file=sys.stderr)
+        if list(arguments.target.parent.glob(f".{arguments.target.name}.*.partial")):
+            print("What was prepared is kept beside the target; the same command goes on from there.", file=sys.stderr)
         return 1
     print(f"{arguments.target}: {count} images of {arguments.size}x{arguments.size} pixels")
     return 0

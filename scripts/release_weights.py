@@ -8,15 +8,13 @@ Evaluate them afterwards: ``make reproduce-table1 RESULTS=results`` writes the r
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from pathlib import Path
-
-from safetensors import safe_open
 
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.runs import released_weights_path
 from offset_equivariant.storage import replace_file
-from offset_equivariant.training.weights import add_digest
+from offset_equivariant.training.weights import WeightsError, add_digest, read_facts
 
 
 def release(run: Path, results: Path, *, replace: bool = False) -> Path:
@@ -26,12 +24,14 @@ def release(run: Path, results: Path, *, replace: bool = False) -> Path:
         FileExistsError: if there are other weights of that name and ``replace`` is false.
         FileNotFoundError: if the run has no weights yet.
         ValueError: if its training is not over, or ran on uncommitted changes.
+        WeightsError: if its file of weights is damaged, or not of a run.
     """
     source = run / "weights.safetensors"
     if not source.exists():
         raise FileNotFoundError(f"{source} is not there: the training has not ended")
-    with safe_open(source, "pt") as file:
-        facts = json.loads(file.metadata()["facts"])
+    facts = read_facts(source)
+    if not facts:
+        raise WeightsError(f"{source} does not say how it was trained")
     if facts["steps"] < facts["total_steps"] or facts["dirty"]:
         raise ValueError(f"{source}: step {facts['steps']} of {facts['total_steps']}, dirty: {facts['dirty']}")
     target = released_weights_path(results, facts["experiment"], facts["seed"])
@@ -46,15 +46,20 @@ def release(run: Path, results: Path, *, replace: bool = False) -> Path:
     return target
 
 
-def main() -> None:
-    """Release the runs named on the command line."""
+def main() -> int:
+    """Release the runs named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--replace", action="store_true", help="put them over weights that were released before")
     arguments = parser.parse_args()
-    for run in arguments.runs:
-        print(release(run, repository_root() / "results", replace=arguments.replace))
+    try:
+        for run in arguments.runs:
+            print(release(run, repository_root() / "results", replace=arguments.replace))
+    except (FileExistsError, FileNotFoundError, ValueError, WeightsError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

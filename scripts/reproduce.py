@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,8 @@ from offset_equivariant.training.weights import read_digests
 
 ROOT = provenance.repository_root()
 RELEASED = ROOT / "results"
+#: Where results go by themselves: a table of one's own trainings is not a mean with the released ones.
+FOLDERS = {"released": "runs/reproduction", "scratch": "runs/from_scratch"}
 #: What a table's presets are called in conf/train, before the preset's own name.
 PRESETS = {"table1": "", "table2": "imagenet_", "table3": "nus_", "table4": "inpainting_"}
 
@@ -69,7 +72,9 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
         except TrainingInterruptedError as interruption:
             print(interruption, file=sys.stderr)
             return interruption.exit_status
-        except EXPLAINED_ERRORS as error:
+        except Exception as error:
+            if not isinstance(error, EXPLAINED_ERRORS):
+                traceback.print_exc()
             print(f"{name}, seed {seed}: {error}", file=sys.stderr)
             if not records:
                 return 2
@@ -79,9 +84,11 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
         records.append(record)
         committed.append(before)
     if records:
-        draw_images(arguments, {record.experiment: record.seed for record in reversed(records)})
-        render(Path(arguments.results), arguments)
-        compare_with_committed(records, committed)
+        try:
+            draw_images(arguments, {record.experiment: record.seed for record in reversed(records)})
+        finally:  # the figures need the images, but the table does not
+            render(Path(arguments.results), arguments)
+            compare_with_committed(records, committed)
     for row in absent:
         print(row.message, file=sys.stderr)
     if not records:
@@ -142,7 +149,8 @@ def parse_arguments(words: list[str] | None, settings: Sequence[str] = ()) -> ar
     parser.add_argument("--from", dest="source", choices=["released", "scratch"], default="released")
     parser.add_argument("--preset", choices=["fast", "paper", "smoke"], help="default: that of the experiments")
     parser.add_argument("--seed", type=int, help="default: every seed that is released; 0 to train")
-    parser.add_argument("--results", default="runs/reproduction", help="where records, tables and figures are written")
+    folders = " or ".join(f"{folder} ({source})" for source, folder in FOLDERS.items())
+    parser.add_argument("--results", help=f"where records, tables and figures are written; default: {folders}")
     parser.add_argument("--logger", choices=["wandb", "none"], default="wandb")
     parser.add_argument(
         "--dataset",
@@ -150,6 +158,7 @@ def parse_arguments(words: list[str] | None, settings: Sequence[str] = ()) -> ar
     )
     arguments = parser.parse_args(words)
     arguments.settings = list(settings)
+    arguments.results = arguments.results or FOLDERS[arguments.source]
     arguments.dataset = arguments.dataset or DATASETS[arguments.table][0]
     if arguments.dataset not in DATASETS[arguments.table]:
         parser.error(f"{arguments.table} is measured on {' or '.join(DATASETS[arguments.table])}")

@@ -6,9 +6,9 @@ Trains and evaluates nothing, and computes no images of Figures 3, 6 and 8, unle
 is missing and whose data are there; what has none is listed, and is no failure. Data are looked for in OEN_DATA_DIR,
 else in data/ of the current directory.
 
-Tables are rendered from the records in results/; of those that were made in runs/results or runs/reproduction and are
-missing there, it says how they are brought there, which --run missing does. Of the searches for recipes, which make no
-row of a table, the records that are there are rendered, and none is said to be missing.
+Tables are rendered from the records in results/; of those that were made in runs/results, runs/reproduction or
+runs/from_scratch and are missing there, it says how they are brought there, which --run missing does. Of the searches
+for recipes, which make no row of a table, the records that are there are rendered, and none is said to be missing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def main(words: list[str] | None = None, root: Path | None = None, settings: Seq
     arguments = parser.parse_args(words)
     root = root or provenance.repository_root()
     results = root / "results"
-    elsewhere = [root / "runs" / "results", root / "runs" / "reproduction"]
+    elsewhere = [root / "runs" / name for name in ("results", "reproduction", "from_scratch")]
     logging.info("looking for what is missing")
     missing = missing_records(results, settings, elsewhere)
     failures: list[str] = []
@@ -81,7 +82,9 @@ def run_all(missing: Sequence[MissingRecord], logger: str, runs: Path) -> tuple[
             run_configuration(composed_words([f"paths.runs='{runs}'", *record.job, f"logger={logger}"]))
         except DataNotFoundError as error:
             without_data.append(f"  {record.name}, seed {record.seed}: {error}")
-        except EXPLAINED_ERRORS as error:
+        except Exception as error:
+            if not isinstance(error, EXPLAINED_ERRORS):
+                traceback.print_exc()
             failures.append(f"{record.name}, seed {record.seed}: {error}")
     return failures, without_data
 

@@ -195,11 +195,12 @@ def test_reproducing_passes_its_options_on(tmp_path: Path, table: str) -> None:
     venv = f"VENV={tmp_path}/venv"
     command = f"{tmp_path}/venv/bin/python scripts/reproduce.py {table}"
     lines = make("--dry-run", f"reproduce-{table}", venv).splitlines()
-    assert f"{command} --from released --results runs/reproduction" in [" ".join(line.split()) for line in lines]
-    settings = ("FROM=scratch", "PRESET=paper", "SEED=3", "DATASET=other", "RESULTS=elsewhere")
-    assert f"{command} --from scratch --preset paper --seed 3 --dataset other --results elsewhere\n" in make(
+    assert f"{command} --from released --results 'runs/reproduction'" in [" ".join(line.split()) for line in lines]
+    settings = ("FROM=scratch", "PRESET=paper", "SEED=3", "DATASET=other", "RESULTS=else where")
+    assert f"{command} --from scratch --preset paper --seed 3 --dataset other --results 'else where'\n" in make(
         "--dry-run", f"reproduce-{table}", venv, *settings
     )
+    assert "--results 'runs/from_scratch'\n" in make("--dry-run", f"reproduce-{table}", venv, "FROM=scratch")
 
 
 @needs_make

@@ -217,6 +217,21 @@ def test_finished_run_says_so_and_takes_no_step(finished, monkeypatch, caplog):
     assert content_of(directory) == before
 
 
+def test_finished_run_without_its_checkpoints_is_not_trained_anew(finished, monkeypatch):
+    settings, directory = finished
+    for checkpoint in (directory / "checkpoints").glob("step-*.pt"):
+        checkpoint.unlink()
+    before = content_of(directory)
+    with monkeypatch.context() as patch:
+        patch.setattr(RecognitionTraining, "training_step", no_step)
+        assert run(settings("mode=train"), NullTracker()) is None
+    assert content_of(directory) == before
+    weights = directory / "weights.safetensors"
+    save_weights(torch.nn.Linear(1, 1), weights, read_facts(weights) | {"steps": 3})
+    run(settings("mode=train"), NullTracker())
+    assert read_facts(weights)["steps"] == 4
+
+
 @pytest.mark.parametrize("mode", ["train", "both", "evaluate"])
 def test_directory_of_other_settings_is_refused(finished, mode):
     settings, directory = finished
@@ -395,7 +410,7 @@ def test_released_weights_of_other_settings_are_refused(released, settings, tmp_
     # Said instead of every weight whose size differs.
     with pytest.raises(RunDirectoryError, match=r"model\.family: 'offset_equivariant' there, 'conventional' now"):
         run(settings("model=resnet20_original", "mode=evaluate", f"weights={released}"), NullTracker())
-    with pytest.raises(RunDirectoryError, match="seed: 0 there, 1 now"):
+    with pytest.raises(RunDirectoryError, match=r"seed: 0 there, 1 now.*\. Give the settings that they were"):
         run(settings("mode=evaluate", f"weights={released}", "seed=1"), NullTracker())
     assert not (tmp_path / "results").exists()
 

@@ -252,6 +252,15 @@ def test_what_has_no_data_is_no_failure(load_script, root, capsys, monkeypatch):
     assert reproduce_all.main(["--run", "missing", "--logger", "none"], root, words) == 1
     said = capsys.readouterr()
     assert "seed 0: unknown setting model.options.nope" in said.err and "Not made" not in said.out
+    assert "Traceback" not in said.err
+
+    def run_out_of_memory(composed):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(reproduce_all, "run_configuration", run_out_of_memory)
+    assert reproduce_all.main(["--run", "missing", "--logger", "none"], root) == 1
+    said = capsys.readouterr()
+    assert "table3_max_rgb, seed 0: CUDA out of memory" in said.err and "Traceback" in said.err
 
 
 @pytest.mark.usefixtures("few")

@@ -125,6 +125,14 @@ def test_job_script_for_slurm(tmp_path):
     assert setup < next(number for number, line in enumerate(lines) if line.startswith("srun"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device that must not be here is")
+@pytest.mark.parametrize(("launcher", "said"), [("submitit_slurm", "srun"), ("joblib", "cuda is not available here")])
+def test_the_device_of_slurms_jobs_need_not_be_here(command_line, tiny_words, tmp_path, launcher, said):
+    words = ("-m", f"hydra/launcher={launcher}", *words_of(tiny_words), "runtime.device=cuda")
+    code, text = command_line.run(*words, folder=tmp_path)
+    assert code != 0 and said in text and ("is not available here" in text) == (launcher == "joblib")
+
+
 def test_launcher_that_is_not_installed_is_said_before_any_work(command_line, tiny_words, tmp_path):
     launcher = ("-m", "+hydra.launcher.n=1", "hydra.launcher._target_=hydra_plugins.hydra_absent_launcher.x.Launcher")
     code, said = command_line.run(*launcher, *words_of(tiny_words), folder=tmp_path)

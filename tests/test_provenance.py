@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from offset_equivariant import provenance
+from offset_equivariant import provenance, runs
 
 
 @pytest.fixture
@@ -54,9 +54,34 @@ def test_without_a_repository_nothing_is_known_and_all_is_dirty(tmp_path, monkey
     assert provenance.commit() == ("unknown", True)
 
 
-def test_where_git_cannot_tell_the_tree_is_dirty(monkeypatch):
-    monkeypatch.setattr(provenance, "_git", lambda command, *_: "abc\n" if command == "rev-parse" else None)
-    assert provenance.commit() == ("abc", True)
+def test_a_copy_installed_in_a_repository_of_something_else_is_of_no_commit(repository, monkeypatch):
+    monkeypatch.setattr(provenance, "repository_root", lambda: repository / "src")
+    assert provenance.commit() == ("unknown", True)
+
+
+def test_where_git_cannot_tell_the_tree_is_dirty(repository, monkeypatch):
+    ask = provenance._git
+    monkeypatch.setattr(provenance, "_git", lambda *words: None if words[0] == "status" else ask(*words))
+    assert provenance.commit() == (git(repository, "rev-parse", "HEAD"), True)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (("0123456789", False), []),
+        (("0123456789", True), ["differs from commit 01234567 "]),
+        (("unknown", True), ["is of no commit that is known "]),
+    ],
+)
+def test_a_run_of_code_without_a_commit_warns_once(found, said, monkeypatch, caplog):
+    monkeypatch.setattr(provenance, "commit", lambda: found)
+    runs.code_version.cache_clear()
+    try:
+        assert runs.code_version() == runs.code_version() == found
+    finally:
+        runs.code_version.cache_clear()
+    assert len(caplog.messages) == len(said)
+    assert all(words in message for words, message in zip(said, caplog.messages, strict=True))
 
 
 def test_decisive_paths_are_there():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +14,7 @@ from offset_equivariant import inventory
 from offset_equivariant.provenance import repository_root
 from offset_equivariant.reporting.image_panel import read_image_panel
 from offset_equivariant.reporting.records import find_records, outcomes_path, read_outcomes, record_path
-from offset_equivariant.training.weights import read_digests
+from offset_equivariant.training.weights import WeightsError, read_digests
 
 ROOT = repository_root()
 ROWS = ["table1_equivariant", "table1_original"]
@@ -102,6 +103,28 @@ def test_a_row_that_fails_leaves_the_others_standing(released, reproduce, tmp_pa
     assert "table1_original" not in capsys.readouterr().err  # nothing would be lost: it ends at once
 
 
+def test_what_nobody_foresaw_ends_its_row_alone(released, reproduce, tmp_path, capsys, monkeypatch):
+    evaluate = reproduce.run_configuration
+
+    def run_out_of_memory(composed):
+        if composed.row == "original":
+            raise RuntimeError("CUDA out of memory")
+        return evaluate(composed)
+
+    monkeypatch.setattr(reproduce, "run_configuration", run_out_of_memory)
+    assert run(reproduce, tmp_path, "--from", "released") == 2
+    said = capsys.readouterr()
+    assert "table1_original, seed 0: CUDA out of memory" in said.err and "Traceback" in said.err
+    assert "# Table 1" in said.out
+
+
+def test_own_trainings_are_kept_apart_from_released_networks(load_script):
+    parse = load_script("reproduce").parse_arguments
+    assert parse(["table1"]).results == "runs/reproduction"
+    assert parse(["table1", "--from", "scratch"]).results == "runs/from_scratch"
+    assert parse(["table1", "--from", "scratch", "--results", "here"]).results == "here"
+
+
 def test_seeds_to_evaluate_are_the_first_and_those_released(load_script, tmp_path, monkeypatch):
     module = load_script("reproduce")
     monkeypatch.setattr(module, "experiments_on", lambda table, dataset: ROWS)
@@ -122,7 +145,7 @@ def test_seeds_to_evaluate_are_the_first_and_those_released(load_script, tmp_pat
     assert runs_of("--from", "scratch") == [(equivariant, 0), (original, 0)]
 
 
-def test_unfinished_or_dirty_weights_are_not_released(load_script, trained, tmp_path):
+def test_unfinished_or_dirty_weights_are_not_released(load_script, trained, tmp_path, monkeypatch, capsys):
     release = load_script("release_weights")
     source = trained / "runs" / "table1_original_smoke" / "seed=0"
     for changes in ({"steps": 3, "dirty": False}, {"dirty": True}):
@@ -136,6 +159,12 @@ def test_unfinished_or_dirty_weights_are_not_released(load_script, trained, tmp_
             release.release(run_folder, tmp_path / "results")
     with pytest.raises(FileNotFoundError, match="the training has not ended"):
         release.release(tmp_path, tmp_path / "results")
+    save_file(load_file(weights), weights)
+    with pytest.raises(WeightsError, match="does not say how it was trained"):
+        release.release(run_folder, tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["release_weights.py", str(tmp_path)])
+    assert release.main() == 1
+    assert "the training has not ended" in capsys.readouterr().err
 
 
 def test_released_weights_are_not_replaced_unasked(load_script, trained, released):

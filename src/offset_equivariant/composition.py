@@ -169,7 +169,8 @@ class CheckEveryJob(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process, with status 2, if a job is wrong: Hydra makes a warning of a callback's exception."""
-        _require_launcher(config.hydra.launcher["_target_"])
+        launcher = config.hydra.launcher["_target_"]
+        _require_launcher(launcher)
         if not config.hydra.sweeper["_target_"].endswith(BasicSweeper.__name__):
             return
         try:
@@ -177,9 +178,11 @@ class CheckEveryJob(Callback):
         except HydraException as error:
             log.error("%s", error)
             sys.exit(2)
+        # Slurm's jobs run on other machines; each finds out for itself whether its own has the device.
+        there = ["runtime.device=auto"] if launcher.endswith(".SlurmLauncher") else []
         for number, words in enumerate(jobs):
             try:
-                checked_run(compose(config.hydra.job.config_name, words))
+                checked_run(compose(config.hydra.job.config_name, [*words, *there]))
             except (ConfigError, HydraException, OmegaConfBaseException) as error:
                 own = [word for word in words if any(word not in others for others in jobs)]
                 log.error("job %d (%s): %s", number, " ".join(own), error)

@@ -82,9 +82,12 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
     if config.trains:
         with run.claimed():
             if is_first():
-                remove_unfinished(run.checkpoints.directory)
+                for folder in (run.directory, run.checkpoints.directory):
+                    remove_unfinished(folder)
             train(run, network, device, tracker)
     if config.mode == "train":
+        if not config.trains:
+            log.info("%s learns nothing: there is nothing to train", config.experiment)
         return None
     weights = first_rank_first(lambda: run.find_weights(network))
     done = None if config.mode == "evaluate" else finished_record(run, weights)
@@ -119,6 +122,9 @@ def train(run: Run, network: nn.Module, device: torch.device, tracker: Tracker) 
     if saved is not None and saved.step >= saved.notes["total_steps"]:
         log.info("the training in %s is complete: all %d steps were taken", run.directory, saved.step)
         run.write_weights(network, saved)
+        return
+    if saved is None and run.has_final_weights():
+        log.info("the training in %s is complete: its weights are there, though its checkpoints are not", run.directory)
         return
     recipe = run.config.train
     if run.config.mode == "both":

@@ -26,10 +26,11 @@ def repository_root() -> Path:
 def commit() -> tuple[str, bool]:
     """Return the commit of the code that runs, and whether it has changes that are not committed.
 
-    ("unknown", True) where there is no repository to ask.
+    ("unknown", True) where there is no repository to ask: without git, where git refuses, or in an installed copy, even
+    one that lies in a repository of something else.
     """
-    head = _git("rev-parse", "HEAD")
-    if head is None:
+    head, root = _git("rev-parse", "HEAD"), _git("rev-parse", "--show-toplevel")
+    if head is None or root is None or Path(root.rstrip("\n")).resolve() != repository_root():
         return "unknown", True
     changes = _git("status", "--porcelain", "--", *DECISIVE_PATHS)
     return head.strip(), changes is None or bool(changes.strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from offset_equivariant.storage import locked, replace_file
 from offset_equivariant.training.checkpoint import Checkpoints
 from offset_equivariant.training.loop import FitState, last_means
 from offset_equivariant.training.ranks import first_rank_first, is_first
-from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, save_weights
+from offset_equivariant.training.weights import BALANCING_WEIGHTS, load_weights, read_facts, save_weights
+
+log = logging.getLogger(__name__)
 
 
 class RunDirectoryError(RuntimeError):
@@ -50,8 +53,19 @@ def code_version() -> tuple[str, bool]:
     """Return :func:`~offset_equivariant.provenance.commit`, asked once.
 
     The code that runs is the one that was loaded, whatever is committed while the runs of a process go on for days.
+    Warns where a number cannot be traced to a commit.
     """
-    return provenance.commit()
+    commit, dirty = provenance.commit()
+    if dirty:
+        root = provenance.repository_root()
+        known = f"differs from commit {commit[:8]}" if commit != "unknown" else "is of no commit that is known"
+        log.warning(
+            "the code in %s %s ('git status' there says why): what is trained or measured with it is marked so, and "
+            "does not count as made",
+            root,
+            known,
+        )
+    return commit, dirty
 
 
 class Run:
@@ -124,7 +138,8 @@ class Run:
         """
         if self._settings_path.exists():
             found = json.loads(self._settings_path.read_text())
-            _require_same(f"the run in {self.directory}", found, self.training_settings)
+            advice = "Give the experiment another name=, another paths.runs=, or remove what is there"
+            _require_same(f"the run in {self.directory}", found, self.training_settings, advice)
 
     def claim(self) -> None:
         """Write the settings into a new run's directory, or check that those of an old run are the same.
@@ -144,6 +159,13 @@ class Run:
             return None
         network.load_state_dict(saved["modules"]["network"])
         return FitState(saved["step"], saved["seconds"], saved["notes"])
+
+    def has_final_weights(self) -> bool:
+        """Whether the weights of the training's end lie in the run's directory."""
+        if not self.weights_path.exists():
+            return False
+        facts = read_facts(self.weights_path)
+        return bool(facts) and facts["steps"] >= facts["total_steps"]
 
     def write_weights(self, network: nn.Module, state: FitState) -> None:
         """Write the network's weights with the facts about them; of several ranks, the first does."""
@@ -197,7 +219,8 @@ class Run:
                 )
 
         def check(facts: Mapping[str, Any]) -> None:
-            _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings)
+            advice = "Give the settings that they were trained with, or other weights="
+            _require_same(f"the weights {path}", facts.get("config", {}), self.training_settings, advice)
 
         facts, sha256 = load_weights(network, path, check)
         return Weights(path, sha256, facts)
@@ -208,11 +231,8 @@ class Run:
         return Weights(None, "", facts)
 
 
-def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _require_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
     differing = differing_settings(old, new)
     differences = [f"{name}: {before!r} there, {now!r} now" for name, (before, now) in differing.items()]
     if differences:
-        raise RunDirectoryError(
-            f"{what} belongs to other settings ({'; '.join(differences)}). Give the experiment another name=, another "
-            "paths.runs=, or remove what is there"
-        )
+        raise RunDirectoryError(f"{what} belongs to other settings ({'; '.join(differences)}). {advice}")

@@ -213,6 +213,12 @@ def test_what_a_killed_unpacking_has_left_is_removed(archives):
     assert {path.name for path in archives.iterdir()} == before | {"train", ".unpacking.lock"}
 
 
+def test_archives_that_cannot_be_unpacked_where_they_lie(archives, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != archives)
+    with pytest.raises(ImageDataError, match=r"train\.tar cannot be unpacked there: .* is not writable\. Unpack it"):
+        load_ilsvrc12("train", [archives.parent], subset=True)
+
+
 def test_a_damaged_archive_leaves_nothing_behind(archives):
     (archives / ilsvrc12.ARCHIVES["train"]).write_bytes(b"damaged")
     with pytest.raises(ImageDataError, match=r"ILSVRC2012_img_train\.tar could not be unpacked"):
@@ -289,6 +295,22 @@ def test_a_download_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(DataNotFoundError, match="could not download it: File not found or corrupted"):
         load_imagenette("train", [tmp_path])
     assert [path.name for path in tmp_path.iterdir()] == [".imagenette.lock"]
+
+
+def test_imagenette_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "data").write_text("no folder")
+    with pytest.raises(DataNotFoundError, match=r"could not download it: .*exists.*\n.*paths\.data="):
+        load_imagenette("train", [tmp_path / "data"])
+
+
+def test_what_a_killed_download_has_left_is_removed(tmp_path, monkeypatch):
+    (tmp_path / ".imagenette-abc" / "imagenette2-160").mkdir(parents=True)
+    monkeypatch.setattr(
+        "torchvision.datasets.Imagenette",
+        lambda root, **_: put_tree(Path(root) / "imagenette2-160", tuple(CLASSES), 1, 1),
+    )
+    load_imagenette("train", [tmp_path], subset=True, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"imagenette2-160", ".imagenette.lock"}
 
 
 def configured(name):

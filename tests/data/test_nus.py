@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import scipy.io
 import torch
 
+from offset_equivariant.data import nus_preparation
 from offset_equivariant.data.illuminant_images import IlluminantDataError, IlluminantImages, fingerprint
 from offset_equivariant.data.locations import DataNotFoundError, data_directories
 from offset_equivariant.data.nus import CAMERAS, load_nus, official_folds, prepared_path
@@ -236,6 +238,30 @@ def test_nothing_at_all_is_said(official, tmp_path):
             prepare(official, tmp_path / "a.npz", **options)
 
 
+def end_process(source, kept, size):
+    os._exit(9)  # as the kernel does where memory runs out
+
+
+def test_a_process_that_is_ended_is_told_from_a_wrong_file(official, tmp_path, monkeypatch):
+    write_camera(official)
+    monkeypatch.setattr(nus_preparation, "_prepare_one", end_process)
+    with pytest.raises(PreparationError, match=r"for want of memory.* give fewer workers"):
+        run(official, tmp_path)
+
+
+def mark_and_fail(source, kept, size):
+    source.path.with_suffix(".begun").touch()
+    raise OSError("No space left on device")
+
+
+def test_an_error_does_not_wait_for_the_images_that_are_left(official, tmp_path, monkeypatch):
+    write_camera(official, images=30)
+    monkeypatch.setattr(nus_preparation, "_prepare_one", mark_and_fail)
+    with pytest.raises(OSError, match="No space left"):
+        run(official, tmp_path)
+    assert 1 <= len(list(official.glob("*.begun"))) < 10
+
+
 @pytest.mark.parametrize("change", ["chart", "levels", "image"])
 def test_what_has_changed_is_prepared_anew(official, tmp_path, change):
     write_camera(official)
@@ -365,6 +391,10 @@ def test_subsets_keep_what_belongs_together(tmp_path):
     assert torch.equal(part.images, images.images[[2, 0]]) and torch.equal(part.illuminants, images.illuminants[[2, 0]])
     assert part.sha256 == fingerprint(part.images, part.illuminants) != images.sha256
     assert images.subset(range(3)).sha256 == images.sha256
+    with pytest.raises(TypeError, match="turn a boolean mask into indices"):
+        images.subset(torch.tensor([True, False, True]))
+    with pytest.raises(IndexError, match="must lie in 0 to 2, got -1 to 0"):
+        images.subset([0, -1])
 
 
 def test_the_data_set_itself():

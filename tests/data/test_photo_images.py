@@ -25,7 +25,7 @@ def test_subset_keeps_the_order_asked_for_and_has_its_own_digest(photos):
 
 
 def test_subset_refuses_what_is_no_index(photos):
-    with pytest.raises(TypeError, match=r"boolean mask; turn it into indices with mask\.nonzero"):
+    with pytest.raises(TypeError, match=r"boolean mask into indices with mask\.nonzero"):
         photos.subset(torch.tensor([True, False, True]))
     with pytest.raises(IndexError, match="3"):
         photos.subset([3])

@@ -61,6 +61,19 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, caplog):
         checkpoints.latest()
 
 
+@pytest.mark.parametrize("error", [PermissionError("denied"), OSError("stale file handle"), MemoryError()])
+def test_what_says_nothing_of_a_checkpoint_is_no_damage(tmp_path, monkeypatch, error):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"step": 1})
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)):
+        checkpoints.latest()
+
+
 def test_a_checkpoint_that_carries_code_is_not_loaded(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"step": 1})

@@ -79,6 +79,16 @@ def test_listed_digests_are_checked(tmp_path):
     load_weights(network, paths[0])
 
 
+def test_lists_of_digests_as_sha256sum_writes_them(tmp_path):
+    digests = ["0" * 64, "f" * 64]
+    (tmp_path / DIGESTS).write_text(f"{digests[0]}  a b.safetensors\n\n{digests[1]} *c.safetensors\n")
+    assert read_digests(tmp_path) == {"a b.safetensors": digests[0], "c.safetensors": digests[1]}
+    for line in ("0123  short.safetensors", digests[0], f"{digests[0]}x  long.safetensors"):
+        (tmp_path / DIGESTS).write_text(f"{digests[0]}  a.safetensors\n{line}\n")
+        with pytest.raises(WeightsError, match=r"line 2 of .*SHA256SUMS is not a SHA-256 and a file's name"):
+            read_digests(tmp_path)
+
+
 def test_absent_weights_and_those_of_another_network(tmp_path):
     network = CifarResNet(8, 10, Conventional())
     with pytest.raises(FileNotFoundError, match=r"no weights at .*absent"):

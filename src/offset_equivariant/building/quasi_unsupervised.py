@@ -56,7 +56,7 @@ def _check_model(config: ExperimentConfig) -> None:
         raise ConfigError("model.family must be conventional, without options: there is no equivariant version")
     network = build_network(config)
     expected = network.image_size
-    size = config.dataset.options.get("size", 256) if config.dataset.name == "photo_folder" else _SMALL
+    size = config.dataset.options.get("size", 256 if config.dataset.name == "photo_folder" else _SMALL)
     if size != expected:
         raise ConfigError(
             f"model.options.image_size = {expected}, but the images of {config.dataset.name} have {size} pixels a "

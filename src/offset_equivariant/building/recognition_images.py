@@ -28,6 +28,7 @@ from offset_equivariant.data.batches import EvaluationImages, TrainingBatches
 from offset_equivariant.data.cropping import RandomCrops
 from offset_equivariant.data.photo_folders import check_photo_options
 from offset_equivariant.data.streaming import StreamedBatches, StreamedImages
+from offset_equivariant.data.workers import usable_cores
 from offset_equivariant.tasks.recognition import Augmentation, InputPipeline, kept_batches
 from offset_equivariant.training.ranks import is_first, own_part
 
@@ -162,9 +163,7 @@ def worker_count(config: ExperimentConfig, device: torch.device) -> int:
         return config.runtime.workers
     if device.type == "cpu":
         return 0
-    # macOS and Windows do not say which cores this process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _random_crops(config: ExperimentConfig) -> RandomCrops:

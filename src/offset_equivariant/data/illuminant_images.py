@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offset_equivariant.data.indexing import image_indices
 from offset_equivariant.data.locations import DataError
 
 
@@ -100,8 +101,13 @@ class IlluminantImages:
         return replace(self, images=self.images.to(device))
 
     def subset(self, indices: Sequence[int] | Tensor) -> "IlluminantImages":
-        """The images at ``indices``, in that order, with a fingerprint of their own."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
+        """The images at ``indices``, in that order, with a fingerprint of their own.
+
+        Raises:
+            TypeError: when ``indices`` are not integers (a boolean mask is not a list of indices).
+            IndexError: when an index is outside 0 to N - 1.
+        """
+        index = image_indices(indices, len(self))
         images, illuminants = self.images[index.to(self.images.device)], self.illuminants[index]
         return replace(
             self,

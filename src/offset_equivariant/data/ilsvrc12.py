@@ -94,6 +94,11 @@ def _how_to_get_it(split: Split, roots: Sequence[Path]) -> str:
 
 def _unpack(root: Path, split: Split) -> None:
     """Unpack a split's archive. Its folder appears when it is complete: an interruption leaves nothing half-done."""
+    if not os.access(root, os.W_OK):
+        raise ImageDataError(
+            f"{root / ARCHIVES[split]} cannot be unpacked there: {root} is not writable. Unpack it elsewhere, or link "
+            f"it into a folder {ILSVRC12.name}/ of your own, and say where with {DATA_DIR_VARIABLE} or paths.data="
+        )
     target = root / SPLIT_FOLDERS[split]
     with locked(root / ".unpacking.lock"):
         if target.is_dir():  # another process was faster

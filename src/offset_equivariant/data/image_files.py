@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from offset_equivariant.data.indexing import image_indices
 from offset_equivariant.data.labelled_images import check_split
 from offset_equivariant.data.locations import DataError
 
@@ -123,16 +124,6 @@ class ImageFiles:
             TypeError: when ``indices`` are not one-dimensional integers.
             IndexError: when an index is outside 0 to N - 1.
         """
-        index = torch.as_tensor(indices)
-        if index.numel() == 0:
-            index = index.long()
-        if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
-            raise TypeError(
-                f"indices must be one-dimensional integers, got {index.dtype} of {tuple(index.shape)}; "
-                "turn a boolean mask into indices with mask.nonzero().flatten()"
-            )
-        index = index.cpu().long()
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise IndexError(f"indices must lie in 0 to {len(self) - 1}, got {int(index.min())} to {int(index.max())}")
+        index = image_indices(indices, len(self))
         chosen = index.numpy()
         return replace(self, names=self.names[chosen], sizes=self.sizes[chosen], labels=self.labels[index])

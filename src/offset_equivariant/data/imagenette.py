@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -134,23 +135,28 @@ def _download(variant: Variant, directory: Path) -> str | None:
     """Download a variant; its folder appears when it is complete. Return what failed, if something did."""
     if variant == "128px":
         return "the images of 128 pixels are not published; give variant=160px, 320px or full"
+    try:
+        with locked(directory / ".imagenette.lock"):
+            if not (directory / FOLDERS[variant]).is_dir():  # another process was not faster
+                logger.info("Downloading Imagenette (%s) into %s", variant, directory)
+                _fetch(variant, directory)
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _fetch(variant: Variant, directory: Path) -> None:
     from torchvision.datasets import Imagenette
 
     fetch: Any = Imagenette
-    directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory / ".imagenette.lock"):
-        if (directory / FOLDERS[variant]).is_dir():  # another process was faster
-            return None
-        logger.info("Downloading Imagenette (%s) into %s", variant, directory)
-        # torchvision sets no timeout: where packets are dropped, its download would hang for minutes or for ever.
-        previous = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(_SOCKET_TIMEOUT)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".imagenette-", dir=directory) as staging:
-                fetch(staging, split="train", size=variant, download=True)
-                os.replace(Path(staging) / FOLDERS[variant], directory / FOLDERS[variant])
-        except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-            return str(error) or type(error).__name__
-        finally:
-            socket.setdefaulttimeout(previous)
-    return None
+    for left in directory.glob(".imagenette-*/"):  # by a process that was killed
+        shutil.rmtree(left)
+    # torchvision sets no timeout: where packets are dropped, its download would hang for minutes or for ever.
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SOCKET_TIMEOUT)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".imagenette-", dir=directory) as staging:
+            fetch(staging, split="train", size=variant, download=True)
+            os.replace(Path(staging) / FOLDERS[variant], directory / FOLDERS[variant])
+    finally:
+        socket.setdefaulttimeout(previous)

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from offset_equivariant.data.indexing import image_indices
+
 Split = Literal["train", "test"]
 
 
@@ -93,16 +95,6 @@ class LabelledImages:
             TypeError: when ``indices`` are not integers (a boolean mask is not a list of indices).
             IndexError: when an index is outside 0 to N - 1.
         """
-        index = indices if isinstance(indices, Tensor) else torch.tensor(indices)
-        if index.numel() == 0:
-            index = index.long()
-        if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8) or index.dim() != 1:
-            raise TypeError(
-                f"indices must be one-dimensional integers, got {index.dtype} of {tuple(index.shape)}; "
-                "turn a boolean mask into indices with mask.nonzero().flatten()"
-            )
-        index = index.to(self.images.device, torch.int64)
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise IndexError(f"indices must lie in 0 to {len(self) - 1}, got {int(index.min())} to {int(index.max())}")
+        index = image_indices(indices, len(self)).to(self.images.device)
         images = self.images[index]
         return replace(self, images=images, labels=self.labels[index], sha256=pixels_sha256(images))

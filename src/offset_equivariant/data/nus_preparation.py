@@ -10,6 +10,7 @@ import io
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
 from offset_equivariant.data.nus import CAMERAS, official_folds, read_prepared
+from offset_equivariant.data.workers import usable_cores
 from offset_equivariant.storage import replace_file
 
 #: Where a camera's images lie below the folder of the official files.
@@ -240,7 +242,7 @@ def prepare(
         folder: the official files, all in it, in one folder a camera, or in ``PNG`` folders.
         target: the file to write, ``nus<size>/nus<size>.npz`` in a data directory.
         size: height and width in pixels.
-        workers: processes; by default as many as there are cores.
+        workers: processes; by default as many as there are cores that this process may use.
         progress: wraps the images that are done, given how many there are to do.
 
     Raises:
@@ -256,12 +258,20 @@ def prepare(
     kept = target.with_name(f".{target.name}.{size}.partial")
     waiting = [source for source in sources if not _small_path(kept, source).exists()]
     problems: list[str] = []
-    with ProcessPoolExecutor(workers) as pool:
+    pool = ProcessPoolExecutor(workers or usable_cores())
+    try:
         tasks = [pool.submit(partial(_prepare_one, kept=kept, size=size), source) for source in waiting]
         for task in progress(as_completed(tasks), len(tasks)):
             problem = task.result()
             if problem is not None:
                 problems.append(problem)
+    except BrokenProcessPool as error:
+        raise PreparationError(
+            "a process that prepares images was ended, perhaps for want of memory, of which each takes about 1 GB: "
+            "give fewer workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, those that wait would all be prepared first
     _raise(sorted(problems))
     content = io.BytesIO()
     illuminants = np.array([source.illuminant for source in sources])

@@ -152,7 +152,7 @@ def read_folder(
         raise PhotoDataError(f"{folder} holds no photos; their names must end in {', '.join(SUFFIXES)}")
     with ThreadPoolExecutor() as pool:
         read = pool.map(partial(_read_photo, shorter_side=shorter_side), paths)
-        photos = list(tqdm(read, f"read {name} {split}", len(paths), unit="photo", disable=not progress))
+        photos = list(tqdm(read, f"read {name} {split}", len(paths), unit="photo", disable=None if progress else True))
     height = shorter_side if square else min(photo.shape[0] for photo in photos)
     width = shorter_side if square else min(photo.shape[1] for photo in photos)
     images = torch.empty(len(photos), 3, height, width, dtype=torch.uint8)

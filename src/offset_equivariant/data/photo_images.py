@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from offset_equivariant.data.indexing import image_indices
 from offset_equivariant.data.labelled_images import pixels_sha256
 from offset_equivariant.data.locations import DataError
 
@@ -64,12 +65,10 @@ class PhotoImages:
         """The images at ``indices``, in that order, with a fingerprint of their own.
 
         Raises:
-            TypeError: when ``indices`` is a boolean mask.
-            IndexError: when there is no image at an index.
+            TypeError: when ``indices`` are not integers (a boolean mask is not a list of indices).
+            IndexError: when an index is outside 0 to N - 1.
         """
-        if isinstance(indices, Tensor) and indices.dtype == torch.bool:
-            raise TypeError("indices is a boolean mask; turn it into indices with mask.nonzero().flatten()")
-        index = torch.as_tensor(indices, dtype=torch.int64)
+        index = image_indices(indices, len(self))
         images = self.images[index.to(self.images.device)]
         names = tuple(self.names[i] for i in index.tolist())
         return replace(self, images=images, names=names, sha256=pixels_sha256(images))

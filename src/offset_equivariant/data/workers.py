@@ -24,6 +24,12 @@ _PREFETCHED = 2  # batches a worker makes ahead
 _MASKS = hasattr(signal, "pthread_sigmask")  # Windows has none, and ends processes at once
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use, where the system says it, else how many there are."""
+    # macOS and Windows do not say it.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Loader:
     """Runs a data set whose items are batches of tensors through torch's loader, on to the device."""
 

@@ -56,13 +56,16 @@ class Checkpoints:
         One that cannot be read is named in a warning and passed over.
 
         Raises:
-            CheckpointError: if there are checkpoints and none can be read.
+            CheckpointError: if there are checkpoints and all are damaged.
+            OSError: if the file system does not give one.
         """
         paths = self.paths()
         for path in reversed(paths):
             try:
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
                 return state
+            except (OSError, MemoryError):  # say nothing of the checkpoint, which may well be whole
+                raise
             except Exception as error:  # a damaged file fails in many ways, all of which mean the same
                 log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, error)
         if paths:

@@ -39,7 +39,7 @@ class FitSettings:
         total_steps: where training ends.
         schedule: factor on the learning rates at every step.
         log_every: steps between two lines of the log; losses are read from the device only then.
-        checkpoint_seconds: time between checkpoints; 0 for one at every logged step.
+        checkpoint_seconds: least time between checkpoints, which are written at logged steps; 0 for one at each.
         progress: show a bar.
     """
 

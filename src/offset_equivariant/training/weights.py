@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,11 +124,21 @@ def _check_digest(path: Path, sha256: str) -> None:
 
 
 def read_digests(directory: Path) -> dict[str, str]:
-    """Return file name -> SHA-256 of the list in ``directory``, empty where there is none."""
+    """Return file name -> SHA-256 of the list in ``directory``, as ``sha256sum`` writes it, empty where there is none.
+
+    Raises:
+        WeightsError: if a line is none of such a list; names it.
+    """
     path = directory / DIGESTS
-    if not path.exists():
-        return {}
-    return {name: digest for digest, name in (line.split(maxsplit=1) for line in path.read_text().splitlines())}
+    digests: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        if not line.strip():
+            continue
+        entry = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if entry is None:
+            raise WeightsError(f"line {number} of {path} is not a SHA-256 and a file's name; restore the list")
+        digests[entry[2]] = entry[1]
+    return digests
 
 
 def add_digest(path: Path) -> None:
