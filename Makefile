@@ -56,9 +56,10 @@ format: $(STAMP) ## Rewrite the code in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# One process a core with one thread each; more threads than cores would slow one another down.
+# One process a core with one thread each, up to four: more threads than cores would slow one another down, and a
+# container may have fewer than it sees.
 test: lint ## Run lint, then all tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 reproduce-table1: $(STAMP) ## Table 1, Figures 2 and 3 [FROM=released|scratch] [PRESET=fast|paper|smoke] [SEED=] [RESULTS=] [LOGGER=wandb|none]
 	$(PY) scripts/reproduce.py table1 $(REPRODUCE)

@@ -17,6 +17,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+# Before torch is imported: a process that is forked where it has computed with several threads cannot compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from offset_equivariant.data import LabelledImages, Split, cifar10, data_directories
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -112,7 +112,7 @@ def test_record_ties_the_numbers_to_what_they_come_from(done):
     assert (record.experiment, record.table, record.row, record.seed) == (NAME, 1, "equivariant", SEED)
     assert (record.dataset, record.preset, record.n) == ("synthetic", "smoke", 40)
     assert (record.steps, record.total_steps, record.complete) == (4, 4, True)
-    commit, dirty = provenance.commit()
+    commit, dirty = runs.code_version()
     assert (record.commit, record.dirty) == (commit, dirty)
     assert (record.training_commits, record.training_dirty) == ([commit], dirty)
 

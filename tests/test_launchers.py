@@ -1,5 +1,6 @@
 """Multiruns through Hydra's launchers: real processes, and a real signal of preemption."""
 
+import contextlib
 import json
 import signal
 import time
@@ -36,8 +37,9 @@ def assert_recorded(folder):
 def process_that_holds(path, starter):
     """The process, among those that ``starter`` has started, that has a file open."""
     for process in psutil.Process(starter).children(recursive=True):
-        if str(path) in [file.path for file in process.open_files()]:
-            return process
+        with contextlib.suppress(psutil.NoSuchProcess):  # that has ended meanwhile
+            if str(path) in [file.path for file in process.open_files()]:
+                return process
     raise AssertionError(f"no process has {path} open")
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,8 @@ def repository(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(provenance, "repository_root", lambda: tmp_path)
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # which may ask for signatures, or run hooks
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "code.py").write_text("a = 1\n")
     (tmp_path / "notes.md").write_text("notes\n")

@@ -3,7 +3,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -91,6 +91,7 @@ def test_error_summary_by_hand():
     assert summarise_errors([4.0]) == ErrorSummary(4, 4, 4, 4, 4, 4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 180), min_size=2, max_size=60))
 def test_error_summary_against_the_standard_library(errors):
     summary = summarise_errors(errors)

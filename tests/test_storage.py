@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import filelock
 import pytest
@@ -49,6 +50,9 @@ def test_a_lock_is_waited_for_and_ends_with_the_process_that_is_killed(other, ca
 
     waiting = threading.Thread(target=wait)
     waiting.start()
+    deadline = time.monotonic() + 30
+    while not caplog.messages and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not held.wait(0.5)
     assert caplog.messages == [f"waiting for the process that holds {path}"]
     os.kill(process.pid, signal.SIGKILL)

@@ -35,7 +35,8 @@ def test_a_jpeg_has_pillows_pixels(tmp_path, options):
 
 def test_decoding_warns_of_nothing(tmp_path, recwarn):
     decode_image_file(put(tmp_path / "a.JPEG", photo()))
-    assert not recwarn.list
+    # Of what earlier tests left, Python may warn at any moment.
+    assert not [warning for warning in recwarn if warning.category is not ResourceWarning]
 
 
 def test_cmyk_is_converted_to_the_colours_that_it_shows(tmp_path):
@@ -67,7 +68,8 @@ def test_transparent_palettes_are_converted_without_a_warning(tmp_path, recwarn)
     image = photo().convert("P")
     found = decode_image_file(put(tmp_path / "a.JPEG", image, "PNG", transparency=bytes(range(256))))
     assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(image.convert("RGB")))
-    assert not recwarn.list
+    # Of what earlier tests left, Python may warn at any moment.
+    assert not [warning for warning in recwarn if warning.category is not ResourceWarning]
 
 
 def test_exif_orientation_is_ignored(tmp_path):

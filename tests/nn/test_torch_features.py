@@ -2,7 +2,11 @@
 
 import copy
 import gc
+import os
+import shutil
+import sysconfig
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,6 +131,13 @@ def test_compiled_graphs_compute_the_same(make, shapes, randomised):
     assert_compiled_equals_eager(randomised(make()), shapes, backend="aot_eager")
 
 
+generates_code = pytest.mark.skipif(
+    not (shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="torch.compile needs a C++ compiler and Python's headers",
+)
+
+
+@generates_code
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 def test_compiled_convolutions_with_replicate_padding(constraint, memory_format):
@@ -147,6 +158,7 @@ class CompiledBlocks(nn.Module):
         return self.fc(self.block(x).mean((2, 3)))
 
 
+@generates_code
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("constraint", "memory_format"),

@@ -73,9 +73,10 @@ def test_times_and_rounding_are_only_spoken_of_where_they_are_shown(make_record)
 def test_what_was_measured_has_a_conclusion():
     root = Path(__file__).parents[2] / "results" / FOLDER / "ablations.md"
     text = root.read_text(encoding="utf-8")
-    for ablation in ABLATIONS:
-        if ablation.question in text:
-            assert ablation.conclusion and ablation.conclusion in text, ablation.question
+    measured = [ablation for ablation in ABLATIONS if ablation.question in text]
+    assert measured
+    for ablation in measured:
+        assert ablation.conclusion and ablation.conclusion in text, ablation.question
 
 
 @pytest.fixture(scope="module")

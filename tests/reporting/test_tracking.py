@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,9 @@ def test_no_tracker_neither_writes_nor_imports(tmp_path):
         "sys.exit('wandb' in sys.modules)"
     )
     source = Path(__file__).parents[2] / "src"
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(source)}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(source)}, check=True
+    )
     assert not list(tmp_path.iterdir())
     assert isinstance(make_tracker("none", **arguments(tmp_path)), NullTracker)
 
