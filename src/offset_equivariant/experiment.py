@@ -78,6 +78,7 @@ def run_experiment(run: Run, tracker: Tracker) -> Record | None:
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     seed_everything(config.seed)
+    balancing_weights(config)  # for its error, which is to be found before all images of a large set are
     network = build_network(config).to(device).to(memory_format=memory_format(config, device))
     if config.trains:
         with run.claimed():

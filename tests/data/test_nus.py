@@ -236,6 +236,8 @@ def test_nothing_at_all_is_said(official, tmp_path):
     for options, message in (({"size": 0}, "size must be at least 1"), ({"workers": 0}, "workers must be at least 1")):
         with pytest.raises(PreparationError, match=message):
             prepare(official, tmp_path / "a.npz", **options)
+    with pytest.raises(PreparationError, match=r"a file nus12/nus12\.npz, and would not be found in .*nus64"):
+        prepare(official, prepared_path(tmp_path, 64), size=12)
 
 
 def end_process(source, kept, size):

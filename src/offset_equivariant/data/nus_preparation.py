@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
-from offset_equivariant.data.nus import CAMERAS, official_folds, read_prepared
+from offset_equivariant.data.nus import CAMERAS, official_folds, prepared_path, read_prepared
 from offset_equivariant.data.workers import usable_cores
 from offset_equivariant.storage import replace_file
 
@@ -246,12 +246,18 @@ def prepare(
         progress: wraps the images that are done, given how many there are to do.
 
     Raises:
-        PreparationError: when files cannot be used, or are none of NUS. All are named, and the target is not written.
+        PreparationError: when an argument is wrong, or files cannot be used, or are none of NUS. All files are named,
+            and the target is not written.
     """
     if size < 1:
         raise PreparationError(f"size must be at least 1, got {size}")
     if workers is not None and workers < 1:
         raise PreparationError(f"workers must be at least 1, got {workers}")
+    place = prepared_path(Path(), size)
+    if target.resolve().parts[-2:] != place.parts:
+        raise PreparationError(
+            f"images of {size}x{size} pixels are looked for in a file {place}, and would not be found in {target}"
+        )
     sources = find_images(folder)
     folds = official_folds()
     _raise([f"{source.name} is no image of NUS: it has no fold" for source in sources if source.name not in folds])
