@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -227,8 +229,11 @@ def test_a_shorter_side_of_the_size_is_enough():
     check_photo_options(shorter_side=128, size=128)
 
 
-def test_progress(tmp_path, capsys):
+def test_progress(tmp_path, capsys, monkeypatch):
     put(tmp_path / "a.png", random_pixels(8, 8))
+    read_folder(tmp_path, "toy", "test", 8, square=True)
+    assert capsys.readouterr().err == ""  # into a file, as in a batch job
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     read_folder(tmp_path, "toy", "test", 8, square=True, progress=False)
     assert capsys.readouterr().err == ""
     read_folder(tmp_path, "toy", "test", 8, square=True)

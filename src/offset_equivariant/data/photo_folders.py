@@ -140,7 +140,7 @@ def read_folder(
         shorter_side: of height and width, in pixels, after resizing.
         square: whether to crop to the central square; otherwise the crop has the smallest height and the smallest
             width of all resized photos.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar, on a terminal.
         subfolders: whether to read those of its folders too, at any depth, such as one a class. Hidden folders, and
             links to folders, are passed over. Names are then relative to ``folder``.
 
