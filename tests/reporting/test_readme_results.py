@@ -111,7 +111,7 @@ def test_short_tables(tmp_path, make_record):
     assert "Unfinished trainings" not in readme_block(tmp_path)
     changes = {"experiment": "table1_original_paper", "preset": "paper", "complete": False}
     save(tmp_path, make_record, "original", **changes, evaluate_seconds=600.0)
-    assert "\n\nUnfinished trainings say nothing of where they end.\n\n1,000 test" in readme_block(tmp_path)
+    assert "\n\nUnfinished trainings say nothing of where they end, nor two" in readme_block(tmp_path)
     assert "one evaluation 0.025 minutes, all 2 together 0.05 (" in readme_block(tmp_path)
     save(tmp_path, make_record, "original", seed=1, train_seconds=6420.0)
     assert "One training took 0.17 to 107 and" in readme_block(tmp_path)

@@ -191,7 +191,10 @@ def _short(table: Table) -> str:
         f"[Intervals, paired differences, parameters, commits](results/tables/table{number}.md). {_times(table)}"
     )
     if any(not record.complete for row in table.rows for record in row.records):
-        explanation = f"Unfinished trainings say nothing of where they end.\n\n{explanation}"
+        explanation = (
+            "Unfinished trainings say nothing of where they end, nor two of them of each other: errors fall where the "
+            f"learning rate does ([when](docs/REPRODUCTION.md)).\n\n{explanation}"
+        )
     blocks = [f"### Table {number}: {description.title}", markdown_rows(lines)]
     return "\n\n".join([*blocks, *notes_below(notes), explanation]) + "\n"
 
