@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from offset_equivariant.data.nus_preparation import PreparationError, prepare
+from offset_equivariant.data.nus_preparation import PreparationError, kept_folder, prepare
 
 
 def main(words: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(words: list[str] | None = None) -> int:
         )
     except (PreparationError, OSError) as error:
         print(error, file=sys.stderr)
-        if list(arguments.target.parent.glob(f".{arguments.target.name}.*.partial")):
+        if kept_folder(arguments.target, arguments.size).exists():
             print("What was prepared is kept beside the target; the same command goes on from there.", file=sys.stderr)
         return 1
     print(f"{arguments.target}: {count} images of {arguments.size}x{arguments.size} pixels")

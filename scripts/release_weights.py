@@ -55,7 +55,7 @@ def main() -> int:
     try:
         for run in arguments.runs:
             print(release(run, repository_root() / "results", replace=arguments.replace))
-    except (FileExistsError, FileNotFoundError, ValueError, WeightsError) as error:
+    except (FileExistsError, FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

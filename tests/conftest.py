@@ -41,6 +41,12 @@ TINY = (
 )
 
 
+@pytest.fixture
+def warnings_of_test(recwarn) -> Callable[[], list[Any]]:
+    """Return the warnings so far, but for those of what earlier tests left, which Python may give at any moment."""
+    return lambda: [warning for warning in recwarn if warning.category is not ResourceWarning]
+
+
 @pytest.fixture(scope="session")
 def real_cifar10() -> dict[Split, LabelledImages]:
     """Both splits of the real data set; skips where it is absent. Nothing is downloaded, and a damaged copy fails."""

@@ -29,11 +29,11 @@ def commit() -> tuple[str, bool]:
     ("unknown", True) where there is no repository to ask: without git, where git refuses, or in an installed copy, even
     one that lies in a repository of something else.
     """
-    head, root = _git("rev-parse", "HEAD"), _git("rev-parse", "--show-toplevel")
-    if head is None or root is None or Path(root.rstrip("\n")).resolve() != repository_root():
+    head, _, root = (_git("rev-parse", "HEAD", "--show-toplevel") or "").rstrip("\n").partition("\n")
+    if not head or Path(root).resolve() != repository_root():
         return "unknown", True
     changes = _git("status", "--porcelain", "--", *DECISIVE_PATHS)
-    return head.strip(), changes is None or bool(changes.strip())
+    return head, changes is None or bool(changes.strip())
 
 
 def _git(*arguments: str) -> str | None:

@@ -33,10 +33,9 @@ def test_a_jpeg_has_pillows_pixels(tmp_path, options):
     assert (found.float().mean((1, 2)) - torch.from_numpy(np.array(photo()).mean((0, 1)))).abs().max() < 4
 
 
-def test_decoding_warns_of_nothing(tmp_path, recwarn):
+def test_decoding_warns_of_nothing(tmp_path, warnings_of_test):
     decode_image_file(put(tmp_path / "a.JPEG", photo()))
-    # Of what earlier tests left, Python may warn at any moment.
-    assert not [warning for warning in recwarn if warning.category is not ResourceWarning]
+    assert not warnings_of_test()
 
 
 def test_cmyk_is_converted_to_the_colours_that_it_shows(tmp_path):
@@ -64,12 +63,11 @@ def test_a_png_that_is_called_jpeg(tmp_path, mode):
     assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(image.convert("RGB")))
 
 
-def test_transparent_palettes_are_converted_without_a_warning(tmp_path, recwarn):
+def test_transparent_palettes_are_converted_without_a_warning(tmp_path, warnings_of_test):
     image = photo().convert("P")
     found = decode_image_file(put(tmp_path / "a.JPEG", image, "PNG", transparency=bytes(range(256))))
     assert np.array_equal(found.permute(1, 2, 0).numpy(), np.array(image.convert("RGB")))
-    # Of what earlier tests left, Python may warn at any moment.
-    assert not [warning for warning in recwarn if warning.category is not ResourceWarning]
+    assert not warnings_of_test()
 
 
 def test_exif_orientation_is_ignored(tmp_path):

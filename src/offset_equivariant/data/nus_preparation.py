@@ -261,24 +261,9 @@ def prepare(
     sources = find_images(folder)
     folds = official_folds()
     _raise([f"{source.name} is no image of NUS: it has no fold" for source in sources if source.name not in folds])
-    kept = target.with_name(f".{target.name}.{size}.partial")
+    kept = kept_folder(target, size)
     waiting = [source for source in sources if not _small_path(kept, source).exists()]
-    problems: list[str] = []
-    pool = ProcessPoolExecutor(workers or usable_cores())
-    try:
-        tasks = [pool.submit(partial(_prepare_one, kept=kept, size=size), source) for source in waiting]
-        for task in progress(as_completed(tasks), len(tasks)):
-            problem = task.result()
-            if problem is not None:
-                problems.append(problem)
-    except BrokenProcessPool as error:
-        raise PreparationError(
-            "a process that prepares images was ended, perhaps for want of memory, of which each takes about 1 GB: "
-            "give fewer workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error, those that wait would all be prepared first
-    _raise(sorted(problems))
+    _raise(sorted(_prepare_small(waiting, kept, size, workers or usable_cores(), progress)))
     content = io.BytesIO()
     illuminants = np.array([source.illuminant for source in sources])
     with np.errstate(invalid="ignore"):  # of a zero illuminant, which is named when the file is checked
@@ -294,6 +279,33 @@ def prepare(
     _check_and_write(content.getvalue(), target, size)
     shutil.rmtree(kept)
     return len(sources)
+
+
+def kept_folder(target: Path, size: int) -> Path:
+    """Return where small images are kept until the file ``target`` is written."""
+    return target.with_name(f".{target.name}.{size}.partial")
+
+
+def _prepare_small(
+    waiting: Sequence[SourceImage],
+    kept: Path,
+    size: int,
+    workers: int,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]],
+) -> list[str]:
+    """Prepare images into ``kept``, in processes; return what is wrong with some."""
+    pool = ProcessPoolExecutor(workers)
+    try:
+        tasks = [pool.submit(partial(_prepare_one, kept=kept, size=size), source) for source in waiting]
+        problems = [task.result() for task in progress(as_completed(tasks), len(tasks))]
+    except BrokenProcessPool as error:
+        raise PreparationError(
+            "a process that prepares images was ended, perhaps for want of memory, of which each takes about 1 GB: "
+            "give fewer workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, those that wait would all be prepared first
+    return [problem for problem in problems if problem is not None]
 
 
 def _small_path(kept: Path, source: SourceImage) -> Path:

@@ -104,18 +104,14 @@ def _leave_signals(ending: Any, _: int) -> None:
     Args:
         ending: shared with the parent; its value is true when a SIGTERM is to end the worker.
     """
-    if not _MASKS:
+    if _MASKS:
+        # Blocked for good, and a SIGTERM kept until the thread takes it. A handler in Python would run when the main
+        # thread is next in the interpreter, which may wait five seconds for its next batch.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        Thread(target=_await_ending, args=(ending,), daemon=True).start()
+    else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        Thread(target=_end_with_parent, daemon=True).start()
-        return
-    # Blocked, a SIGTERM is kept until the thread takes it. A handler in Python would run when the main thread is next
-    # in the interpreter, which may wait five seconds for its next batch; one that is ignored first may come just then.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOP_SIGNALS) - {signal.SIGTERM})
     Thread(target=_end_with_parent, daemon=True).start()
-    Thread(target=_await_ending, args=(ending,), daemon=True).start()
 
 
 def _end_with_parent() -> None:
