@@ -136,7 +136,10 @@ def listing(missing: Sequence[MissingRecord], figures: Sequence[str]) -> str:
     """Return which records, and which tables' figures of images, are missing, and the commands that make them."""
     if not missing and not figures:
         return "nothing is missing"
-    lines = [f"missing: records {len(missing)}, figures of images {len(figures)}; the commands that make them:"]
+    lines = [
+        f"missing: records {len(missing)}, figures of images {len(figures)}; the commands that make them, with the "
+        "data of docs/DATA.md:"
+    ]
     groups: dict[str, list[str]] = {"Made here, to be copied:": [], "Without training:": [], "By training:": []}
     made, evaluated, trained = groups.values()
     for record in missing:

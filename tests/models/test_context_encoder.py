@@ -18,6 +18,8 @@ def test_parameter_counts():
     with torch.device("meta"):
         assert parameters(ContextEncoder()) == 71_130_531
         assert parameters(Discriminator()) == 2_766_529
+        nearest = ContextEncoder(OffsetEquivariant(3))  # every width rounded by itself: not the paper's
+        assert parameters(nearest) == 71_233_743
     assert parameters(ContextEncoder(OffsetEquivariant(3), widths=PAPER_WIDTHS, bottleneck=3999)) == 69_917_493
 
 

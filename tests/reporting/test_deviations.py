@@ -54,18 +54,67 @@ def test_random_illuminants_and_the_equivariant_network(table1):
     assert f"over {seeds} seeds reaches: at S = {outside} by a little more, else by less" in TEXT
 
 
+def between(table1, row, other):
+    """Saturation -> the interval of a row's difference to another one that is no baseline."""
+    rows, outcomes = table1
+    seeds = {record.seed for record in rows[row].records} & {record.seed for record in rows[other].records}
+    intervals = {}
+    for s in SATURATIONS:
+        a, b = (
+            np.stack(
+                [outcomes[r.experiment, r.seed]["error"][f"{s:.1f}"] for r in rows[name].records if r.seed in seeds]
+            )
+            for name in (row, other)
+        )
+        a, b = 100.0 * a, 100.0 * b
+        _, *interval = paired_difference_interval(a.mean(0), b.mean(0))
+        intervals[s] = widened_by_seeds(tuple(interval), (a.mean(1) - b.mean(1)).tolist())
+    return intervals
+
+
 def test_random_illuminants_and_the_exactly_invariant_network(table1):
     assert "It is ahead of the exactly invariant network by more than the interval up to S = 0.8." in TEXT
-    rows, outcomes = table1
-    exact, augmented = (rows[name].records for name in ("equivariant_relative", "augmentation_illuminants"))
-    seeds = {record.seed for record in exact} & {record.seed for record in augmented}
-    for s in SATURATIONS[:9]:
-        a, b = (
-            np.stack([outcomes[r.experiment, r.seed]["error"][f"{s:.1f}"] for r in of if r.seed in seeds]) * 100.0
-            for of in (augmented, exact)
-        )
-        _, *interval = paired_difference_interval(a.mean(0), b.mean(0))
-        assert widened_by_seeds(tuple(interval), (a.mean(1) - b.mean(1)).tolist())[1] < 0, s
+    intervals = between(table1, "augmentation_illuminants", "equivariant_relative")
+    assert all(high < 0 for s, (_, high) in intervals.items() if s <= 0.8)
+
+
+def test_random_illuminants_and_jitter(table1):
+    intervals = between(table1, "augmentation", "augmentation_illuminants")
+    told_apart = min(s for s, (low, high) in intervals.items() if not low <= 0 <= high)
+    assert told_apart == 0.8 and "in Table 1 it is behind, up to S = 0.7 by less than the interval" in TEXT
+    means = {s: table1[0]["augmentation"].cells[i].ours for i, s in enumerate(SATURATIONS)}
+    others = {s: table1[0]["augmentation_illuminants"].cells[i].ours for i, s in enumerate(SATURATIONS)}
+    assert all(means[s] > others[s] for s in SATURATIONS)
+
+
+def test_balancing_costs_nothing_that_can_be_told(table1):
+    assert "At S = 0 what balancing costs is not told apart from nothing, give or take a point" in TEXT
+    balanced = [row for name, row in table1[0].items() if name.startswith("preprocessing")]
+    assert len(balanced) == 5
+    for _, low, high in (row.cells[0].paired for row in balanced):
+        assert -1.5 < low < 0 < high < 1.5
+
+
+def test_psnr_in_linear_rgb():
+    def gains(row, metric="psnr_linear_db"):
+        (record,) = [r for r in find_records(RESULTS, 4) if (r.row, r.dataset) == (row, "facades")]
+        values = record.metrics[metric]
+        return {(a, b): values[b] - values[a] for a, b in (("0.0", "0.9"), ("0.5", "0.9"))}
+
+    def papers(row):
+        white, coloured = (paper_value(4, row, TABLE4.metric, s).value for s in (0.0, 0.9))
+        return coloured - white
+
+    original, ours = gains("original"), gains("equivariant")
+    assert (
+        f"by {original['0.0', '0.9']:.1f} decibels, as the paper's does, by {papers('original'):.1f}; it still falls "
+        f"from S = 0.5 on, by {-original['0.5', '0.9']:.1f}." in TEXT
+    )
+    srgb = gains("equivariant", TABLE4.metric)
+    assert (
+        f"rises by {ours['0.0', '0.9']:.1f} there and by {srgb['0.0', '0.9']:.1f} in sRGB, the paper's by "
+        f"{papers('equivariant'):.1f}" in TEXT
+    )
 
 
 def test_the_two_ratios_of_the_reproduction_error():

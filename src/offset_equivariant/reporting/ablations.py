@@ -64,14 +64,14 @@ ABLATIONS = (
     Ablation(
         "How much is the representation, how much the equivariance?",
         {
-            "equivariant, log RGB": _BASE,
-            "original, log RGB": "ablation_log_rgb_brief",
             "original, sRGB": "ablation_original_brief",
+            "original, log RGB": "ablation_log_rgb_brief",
+            "equivariant, log RGB": _BASE,
         },
         "Of the two it is the equivariance that makes this network robust: with ordinary layers log RGB is not told "
         "apart from sRGB where the light is white, and is no help where it is coloured (its error is the larger one, "
-        "at S = 1 by far, at 0.9 by hardly more than two seeds of an ordinary network may differ); what the "
-        "equivariant network pays where the light is white comes with its layers, too.",
+        "at S = 1 by far, at 0.9 by hardly more than the original's seeds are apart in Table 1); what the equivariant "
+        "network pays where the light is white comes with its layers, too.",
     ),
     Ablation(
         "Are the other layers enough without the constraint on the weights? (Both at a quarter of the learning rate)",

@@ -209,8 +209,11 @@ _NOT_TESTED_ON = ("train", "balancing_weights")
 
 
 def _comparable(baseline: tuple[Record, ...], group: tuple[Record, ...]) -> bool:
-    """Whether two groups were measured on the same images under the same light, with the same preset."""
-    if not baseline or not group:
+    """Whether two groups were measured on the same images under the same light, with the same preset, at their end.
+
+    Of two unfinished trainings the one with more steps is ahead for that alone.
+    """
+    if not baseline or not group or not all(record.complete for record in (*baseline, *group)):
         return False
     a, b = ((r.dataset, r.preset, r.n, r.distorted_otherwise, _tested_on(r)) for r in (baseline[0], group[0]))
     return a == b

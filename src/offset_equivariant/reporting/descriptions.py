@@ -221,7 +221,10 @@ _STATISTICS = {
     "median recovery error": "median_recovery_error_degrees",
     "median, Finlayson's ratio": "median_reproduction_error_finlayson_degrees",
 }
-_UNSEEN = "Each camera is tested by a network that never saw it; those of the other rows have seen all cameras."
+_UNSEEN = (
+    "Each camera is tested by a network that never saw it, trained on more images for half as many epochs; those of "
+    "the other rows have seen all cameras."
+)
 TABLE3 = TableDescription(
     number=3,
     title="Color Cerberus on NUS, median reproduction angular error (°)",

@@ -181,7 +181,10 @@ def curves_figure(description: TableDescription, records: Iterable[Record]) -> F
             label = f"{curve.title}, paper only"
             handles.append(Line2D([], [], color=colour, marker=marker, label=label, **_HOLLOW))
         if curve.paper:
-            axes.plot(list(curve.paper), list(curve.paper.values()), color=colour, marker=marker, zorder=4, **_HOLLOW)
+            for panel in (axes, *zoomed):
+                panel.plot(
+                    list(curve.paper), list(curve.paper.values()), color=colour, marker=marker, zorder=4, **_HOLLOW
+                )
     elsewhere = any(record.dataset != description.dataset for curve in curves for record in curve.records)
     paper = "Paper (hollow markers)" + (f", on {description.dataset}" if elsewhere else "")
     handles.append(Line2D([], [], color="black", marker="o", label=paper, **_HOLLOW))

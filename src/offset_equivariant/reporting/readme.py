@@ -18,7 +18,9 @@ from offset_equivariant.reporting.markdown import markdown_rows
 from offset_equivariant.reporting.records import read_record, record_path, saturation_key
 from offset_equivariant.reporting.reproduction import Tally, tally
 from offset_equivariant.reporting.tables import (
+    UNFINISHED,
     footnotes,
+    is_unfinished,
     notes_below,
     read_tables,
     replace_block,
@@ -111,8 +113,8 @@ def _price(table: Table, rows: dict[str, TableRow], results: Path) -> str:
     if ratios:
         steps, inferences = (f"{min(of):.1f} to {max(of):.1f}" for of in zip(*ratios, strict=True))
         text += (
-            f"; its training step takes {steps} times as long, its inference {inferences} times, "
-            "by [device and setting](docs/PERFORMANCE.md)"
+            f"; in batches of such images its training step takes {steps} times as long, its inference {inferences} "
+            "times, on [the CPUs it was timed on](docs/PERFORMANCE.md)"
         )
     return f"{text}."
 
@@ -136,7 +138,7 @@ def _alternatives(rows: dict[str, TableRow]) -> str:
     ]
     return (
         f"Two simpler ways, at S = 0 and 0.9: balancing every image by grey-world, which learns nothing, {errors[0]}; "
-        f"training under random illuminants, {errors[1]}. From the equivariant network that is {differences[0]}, "
+        f"training under random illuminants, {errors[1]}. Theirs minus the equivariant network's: {differences[0]}, "
         f"{differences[1]}."
     )
 
@@ -190,27 +192,28 @@ def _short(table: Table) -> str:
         f"{counts} test images; in brackets the paper's number; ± standard deviation over seeds. "
         f"[Intervals, paired differences, parameters, commits](results/tables/table{number}.md). {_times(table)}"
     )
-    if any(not record.complete for row in table.rows for record in row.records):
-        explanation = (
-            "Unfinished trainings say nothing of where they end, nor two of them of each other: errors fall where the "
-            f"learning rate does ([when](docs/REPRODUCTION.md)).\n\n{explanation}"
-        )
+    if is_unfinished(table):
+        explanation = f"{UNFINISHED} ([when](docs/REPRODUCTION.md)).\n\n{explanation}"
     blocks = [f"### Table {number}: {description.title}", markdown_rows(lines)]
     return "\n\n".join([*blocks, *notes_below(notes), explanation]) + "\n"
 
 
 def _times(table: Table) -> str:
-    """How long one training of the table took, and one evaluation, from the fastest to the slowest."""
+    """How long one training of the table took, and one evaluation, from the fastest to the slowest, and all of each."""
     records = [record for row in table.rows for record in row.records]
     trained = [record.train_seconds for record in records if record.total_steps and not record.flags]
     finished = [record for record in records if not record.flags] or records
     evaluated = [record.evaluate_seconds for record in finished]
     texts = [
-        f"one evaluation {_minutes(evaluated)} minutes, all {len(evaluated)} together {_minutes([sum(evaluated)])}"
+        f"{verb} {_minutes(seconds)} minutes, all {len(seconds)} together {_in_all(sum(seconds))}"
+        for verb, seconds in (("One training took", trained), ("One evaluation took", evaluated))
+        if seconds
     ]
-    if trained:
-        texts.insert(0, f"one training took {_minutes(trained)}")
-    return f"{' and '.join(texts)} ([on what](docs/REPRODUCTION.md)).".replace("one", "One", 1)
+    return f"{'; '.join(texts)} ([on what](docs/REPRODUCTION.md)).".replace("; One", "; one")
+
+
+def _in_all(seconds: float) -> str:
+    return f"{seconds / 3600:.0f} hours" if seconds >= 2 * 3600 else f"{_minutes([seconds])} minutes"
 
 
 def _minutes(seconds: Sequence[float]) -> str:

@@ -40,14 +40,16 @@ _WHY = {
     2: "ILSVRC-12 is given out on registration, and 90 epochs of it need a GPU. Imagenette, ten of its classes, stands "
     "in for it, for eight epochs of small images, after which the equivariant network is far from done "
     "([more](DEVIATIONS.md#resnet-50-table-2)).",
-    3: "The scenes are the paper's, but were reduced in another way, and the recipe, which the paper leaves open, was "
-    "searched for. What the paper shows the network where a pixel is unlit is open too; under coloured light those "
-    "pixels, and the clipping of dark ones, are all that moves the equivariant network's estimate "
+    3: "The scenes are the paper's, but were reduced in another way, and the recipe, which the paper leaves to the "
+    "source of its network, was searched for. What the paper shows the network where a pixel is unlit is open too; "
+    "under coloured light those pixels, and the clipping of dark ones, are all that moves the equivariant network's "
+    "estimate "
     "([more](DEVIATIONS.md#illuminant-estimation-table-3)). The paper may have computed its numbers by another ratio "
     "than that of its Eq. 29: with the usual one the original network is much nearer to them at S = 0.9 "
     "([both](../results/tables/table3.md), [more](DEVIATIONS.md#errata-of-the-paper-with-evidence)).",
     4: "Paris Street View is given out by its authors on request only. CMP facades, fewer than a tenth as many photos, "
-    "stand in for it ([more](DEVIATIONS.md#inpainting-table-4)).",
+    "stand in for it. Of which values its PSNR is, the paper does not say; here of sRGB, which decides whether the "
+    "original network's rises ([more](DEVIATIONS.md#inpainting-table-4)).",
 }
 
 
@@ -136,16 +138,18 @@ _SAID = {True: "yes", False: "**no**", None: "undecided"}
 
 def _section(table: Table) -> str:
     description = table.description
+    found = tally(table)
     blocks = [
-        f"## Table {description.number}: {tally(table).verdict}",
-        description.title + ".",
+        f"## Table {description.number}: {found.verdict}",
+        f"{description.title}.{_tallied(found)}",
         *([_WHY[description.number]] if description.number in _WHY else []),
     ]
     numbers = [["Strategy", "S", "Paper", "Ours, 95 % interval", "Difference", "Paper's inside"]]
     for row in table.rows:
         if row.records and row.records[0].dataset == description.dataset:
             title = _strategy(table, row)
-            numbers += [_number(title, cell, description.decimals) for cell in row.cells if cell.paper is not None]
+            papers = [cell for cell in row.cells if cell.paper is not None]
+            numbers += [_number(title, cell, description.decimals, counts=row.citable) for cell in papers]
     if len(numbers) > 1:
         blocks.append(markdown_rows(numbers))
     blocks += _on_other_data(table)
@@ -162,6 +166,16 @@ def _section(table: Table) -> str:
     known = [column for column in runs[0] if any(run[column] != "–" for run in runs)]
     blocks += ["What was run:", markdown_rows([known, *([run[column] for column in known] for run in runs)])]
     return "\n\n".join(blocks)
+
+
+def _tallied(found: Tally) -> str:
+    """What a verdict rests on, as a sentence."""
+    if not found.measured:
+        return ""
+    return (
+        f" Of the paper's {found.expected} numbers {found.numbers} {'lies' if found.numbers == 1 else 'lie'} in our "
+        f"interval; of {found.examined} claims {found.claims} {'holds' if found.claims == 1 else 'hold'}."
+    )
 
 
 def _on_other_data(table: Table) -> list[str]:
@@ -217,11 +231,12 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
     return [(claim, claim.examine(cells)) for claim in claims]
 
 
-def _number(title: str, cell: Cell, decimals: int) -> list[str]:
+def _number(title: str, cell: Cell, decimals: int, *, counts: bool) -> list[str]:
+    """A line of the paper's numbers beside ours; one that does not count, see the module, gets no verdict."""
     assert cell.paper is not None
-    inside = paper_inside(cell)
+    inside = paper_inside(cell) if counts else None
     difference = "–" if cell.difference is None else f"{cell.difference:+.{cell.paper.decimals}f}"
-    said = "–" if inside is None else "yes" if inside else "no"
+    said = ("–" if counts else "not counted") if inside is None else "yes" if inside else "no"
     printed = _as_printed(cell.paper, cell.saturation)
     return [title, saturation_key(cell.saturation), printed, _with_interval(cell, decimals), difference, said]
 
@@ -251,7 +266,7 @@ def _run(title: str, metric: str, records: Sequence[Record]) -> dict[str, str]:
         "Preset": first.preset if learned else "–",
         "Steps": ", ".join(dict.fromkeys(f"{r.steps:,} of {r.total_steps:,}" for r in records)) if learned else "–",
         "Seeds": " ".join(str(record.seed) for record in records),
-        "Error in training, at its end (%)": "–" if set(fitted) == {"–"} else " ".join(fitted),
+        "Error in training, last (%)": "–" if set(fitted) == {"–"} else " ".join(fitted),
         "Training, hours in all": f"{hours:.1f}" if learned else "–",
         "Trained on": "; ".join(trained_on(records)) if learned else "–",
         "Trained at": " ".join(trained_at(records)) or "–",

@@ -40,6 +40,11 @@ __all__ = [
 ]
 
 RESULTS_BEGIN, RESULTS_END = "<!-- results:begin -->", "<!-- results:end -->"
+#: What a reader of a table with unfinished trainings must know; without its full stop.
+UNFINISHED = (
+    "Unfinished trainings say nothing of where they end, nor two of them of each other: errors fall where the learning "
+    "rate does"
+)
 
 
 def tabulate(table: Table) -> tuple[list[str], list[list[str | int | float | None]]]:
@@ -315,7 +320,13 @@ def _superscript(index: int) -> str:
 def _explanation(table: Table) -> str:
     counts = " or ".join(f"{n:,}" for n in sorted({record.n for row in table.rows for record in row.records}))
     spread = "[ ]: 95 % interval over the test images and, of several seeds, over seeds; "
-    return (
+    text = (
         f"S: saturation of the test illuminant. {counts} test images. {spread}±: standard deviation over seeds. "
         f"Difference: ours minus the paper's. {table.description.remark}"
     ).rstrip()
+    return f"{text} {UNFINISHED}." if is_unfinished(table) else text
+
+
+def is_unfinished(table: Table) -> bool:
+    """Whether a line of the table is of a training that is not at its end."""
+    return any(not record.complete for row in table.rows for record in row.records)

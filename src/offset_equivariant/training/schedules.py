@@ -34,9 +34,9 @@ def multi_step(total_steps: int, milestones: Sequence[int], factor: float = 0.1)
 
 
 def equal_stages(total_steps: int, stages: int = 3, factor: float = 0.1) -> Schedule:
-    """Multiply by ``factor`` after each of ``stages`` equal parts of the steps (He et al. 2016, Section 4.1).
+    """Multiply by ``factor`` after each of ``stages`` equal parts of the steps.
 
-    With 90 epochs and three stages that is at epochs 30 and 60.
+    With 90 epochs and three stages that is at epochs 30 and 60, as usual with ILSVRC-12 (fb.resnet.torch).
 
     Raises:
         ValueError: if there is no stage.
