@@ -68,6 +68,13 @@ def test_figure2_has_an_enlarged_panel_of_the_same_curves(records):
         np.testing.assert_array_equal(drawn(enlarged, label).get_ydata(), drawn(whole, label).get_ydata())
 
 
+def test_papers_values_are_in_both_panels(records):
+    for panel in figure2(records).axes:
+        hollow = [line for line in panel.lines if line.get_markerfacecolor() == "none"]
+        values = sorted(value for line in hollow for value in line.get_ydata())
+        assert values == [8.67, 8.85, 8.88, 9.19, 9.2, 9.29, 9.43, 9.91, 11.0, 11.9, 12.6, 29.0]
+
+
 def test_enlarged_range_ends_where_the_curves_but_the_baselines_do(make_record):
     rows = {"original": (5.0, 90.0, 95.0), "equivariant": (9.0, 10.0, 50.0), "augmentation": (8.0, 13.0, 60.0)}
     made = [

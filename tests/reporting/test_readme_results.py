@@ -58,9 +58,9 @@ def test_answer_says_what_the_records_say(tmp_path, make_record):
     found = paired_difference_interval(100 * ours, 100 * original)
     assert found[0] == pytest.approx(1.6)
     assert "minus the ordinary one is {:+.2f} [{:+.2f}, {:+.2f}] points".format(*found) in text
-    assert "training step takes 1.5 to 1.6 times as long, its inference 1.5 to 1.7 times, by [device and" in text
+    assert "training step takes 1.5 to 1.6 times as long, its inference 1.5 to 1.7 times, on [the CPUs" in text
     assert "by grey-world, which learns nothing, 12.30 and 13.50 %; training under" in text
-    assert "random illuminants, 13.00 and 13.40 %. From the equivariant network that is -1.30 [" in text
+    assert "random illuminants, 13.00 and 13.40 %. Theirs minus the equivariant network's: -1.30 [" in text
     assert " points at 0, -0.20 [-0.48, +0.08] and -0.30 [" in text
     exact = "no single posterior changes by more than 6.4e-06 with relative clipping (ours, 13.80 %, 1 seed), and"
     leaves = "Grey-world leaves up to 0.95"
@@ -107,14 +107,15 @@ def test_short_tables(tmp_path, make_record):
     exact = "| Equivariant, relative clipping (ours) | 13.80 | 13.80 | 13.80 | 6.4e-06 | fast, 1 seed |"
     assert exact in lines
     assert lines[-1].startswith("1,000 test images") and "(results/tables/table1.md)" in lines[-1]
-    assert "One training took 0.17 and one evaluation 0.025 minutes, all 2 together 0.05 ([on what]" in lines[-1]
+    evaluations = "one evaluation took 0.025 minutes, all 2 together 0.05 minutes ([on what]"
+    assert f"One training took 0.17 minutes, all 2 together 0.33 minutes; {evaluations}" in lines[-1]
     assert "Unfinished trainings" not in readme_block(tmp_path)
     changes = {"experiment": "table1_original_paper", "preset": "paper", "complete": False}
     save(tmp_path, make_record, "original", **changes, evaluate_seconds=600.0)
     assert "\n\nUnfinished trainings say nothing of where they end, nor two" in readme_block(tmp_path)
-    assert "one evaluation 0.025 minutes, all 2 together 0.05 (" in readme_block(tmp_path)
-    save(tmp_path, make_record, "original", seed=1, train_seconds=6420.0)
-    assert "One training took 0.17 to 107 and" in readme_block(tmp_path)
+    assert evaluations in readme_block(tmp_path)
+    save(tmp_path, make_record, "original", seed=1, train_seconds=7180.0)
+    assert "One training took 0.17 to 120 minutes, all 3 together 2 hours; one" in readme_block(tmp_path)
     assert "| 12.00 ± 0.00 (8.67) |" in readme_block(tmp_path) and "| fast, 2 seeds |" in readme_block(tmp_path)
 
 

@@ -301,7 +301,7 @@ def test_what_training_ended_with_is_shown_where_it_was_recorded(tmp_path, make_
     for record in records(make_record, {"original": PAPERS["original"]}, seed=1, **later):
         save_evaluation(tmp_path, record, {})
     text = render_reproduction(examined_tables(tmp_path))
-    columns = "| Steps | Seeds | Error in training, at its end (%) | Training, hours in all | Trained on | Trained at |"
+    columns = "| Steps | Seeds | Error in training, last (%) | Training, hours in all | Trained on | Trained at |"
     assert columns in text
     assert (
         "| Original | cifar10, 10,000 | fast | 100 of 100 | 0 1 | – 4.3 | 0.0 | not recorded; a GPU | aaaaaaaa |"
@@ -391,7 +391,11 @@ def test_unfinished_trainings_are_shown_and_count_for_nothing(tmp_path, make_rec
     assert tally(fast).verdict == tally(both).verdict == "not yet"
     title = "Original, `train=paper` **[incomplete (7/100 steps)]**"
     text = render_reproduction(examined_tables(tmp_path))
-    assert f"| {title} | 0.0 | 8.67 | 8.67 [" in text and f"| {title} | cifar10, 10,000 | paper | 7 of 100 |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {title} | 0.0 | 8.67 | 8.67 [")]
+    assert line.endswith(" | not counted |") and f"| {title} | cifar10, 10,000 | paper | 7 of 100 |" in text
+    assert (
+        "test error (%). Of the paper's 12 numbers our intervals hold 0; of 7 claims that were examined 0 hold." in text
+    )
     assert "on cifar10, `train=paper`" not in text
 
 

@@ -207,6 +207,19 @@ def test_flagged_records_are_marked_in_their_row(tmp_path, make_record):
     assert rows[0][columns.index("marks")] == "incomplete (7/100 steps), dirty training"
 
 
+def test_unfinished_trainings_are_compared_with_nothing(tmp_path, make_record):
+    save(tmp_path, make_record, "original", (1, 2, 3))
+    save(tmp_path, make_record, "equivariant", (1, 2, 3))
+    assert "Unfinished" not in render_markdown(built(tmp_path))
+    for unfinished in ("original", "equivariant"):
+        save(tmp_path, make_record, unfinished, (1, 2, 3), complete=False, steps=7)
+        table = built(tmp_path)
+        assert [cell.paired for row in table.rows for cell in row.cells if row.records] == [None] * 6
+        assert "Unfinished trainings say nothing of where they end, nor two of them of each" in render_markdown(table)
+        save(tmp_path, make_record, unfinished, (1, 2, 3))
+    assert all(cell.paired is not None for row in built(tmp_path).rows[1:] for cell in row.cells if row.records)
+
+
 def test_paired_differences_are_taken_image_by_image_and_averaged_over_seeds(tmp_path, make_record):
     rng = np.random.default_rng(0)
     data = {(row, seed): rng.random(40) < 0.5 for row in ("original", "equivariant") for seed in (0, 1)}

@@ -170,12 +170,11 @@ def _section(table: Table) -> str:
 
 def _tallied(found: Tally) -> str:
     """What a verdict rests on, as a sentence."""
-    if not found.measured:
+    if not found.measured or not found.expected:
         return ""
-    return (
-        f" Of the paper's {found.expected} numbers {found.numbers} {'lies' if found.numbers == 1 else 'lie'} in our "
-        f"interval; of {found.examined} claims {found.claims} {'holds' if found.claims == 1 else 'hold'}."
-    )
+    numbers = f"Of the paper's {found.expected} numbers our intervals hold {found.numbers}"
+    claims = f"of {found.examined} claims that were examined {found.claims} hold" if found.examined else ""
+    return f" {'; '.join(part for part in (numbers, claims) if part)}."
 
 
 def _on_other_data(table: Table) -> list[str]:
