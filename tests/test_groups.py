@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+import offset_equivariant as oe
 from offset_equivariant.groups import (
     add_offset,
     assignment_matrix,
@@ -94,3 +95,8 @@ def test_tensors_that_do_not_fit_are_refused():
         add_offset(torch.zeros(2, 7), torch.zeros(3))
     with pytest.raises(ValueError, match=r"offset of shape \(3, 3\) does not fit a batch of shape \(2, 6\)"):
         add_offset(torch.zeros(2, 6), torch.zeros(3, 3))
+
+
+def test_what_traces_is_told_of_the_layers():
+    with pytest.raises(TypeError, match=r"got Proxy; to torch\.fx give the classes in nn\.LEAF_MODULES as leaf"):
+        torch.fx.symbolic_trace(torch.nn.Sequential(oe.nn.ReLU()))

@@ -54,6 +54,7 @@ class Net(nn.Module):
 
 def test_the_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(repository_root() / "results")
     names: dict[str, Any] = {"torch": torch, "copy": copy, "oe": oe, "net": Net().eval()}
     for example in re.findall(r"```python\n(.*?)```", TEXT, re.S):
         exec(example, names)
@@ -64,6 +65,23 @@ def test_the_examples_run(tmp_path, monkeypatch):
     torch.testing.assert_close(loaded.features(images), net.features(images))
     assert loaded.features[0].constraint == "projection" and net.features[0].constraint == "parametrization"
     torch.testing.assert_close(names["layer"].weight, oe.nn.project_weight(torch.zeros(33, 3, 3, 3), 3))
+    assert names["posteriors"].shape == (1, 10) and names["scores"].shape == (1, 5)
+    assert [name for name, p in names["resnet"].named_parameters() if p.requires_grad] == [
+        "fc.bias",
+        "fc.parametrizations.weight.original",
+    ]
+    linear = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    resnet = names["RESNETS"]["resnet20"](classes=10, family=oe.nn.OffsetEquivariant())
+    names["load_weights"](resnet, names["path"])
+    found = torch.softmax(resnet.eval()(names["representation"](linear)), 1)
+    torch.testing.assert_close(found, names["load_classifier"](str(names["path"]))(linear), rtol=1e-4, atol=1e-5)
+
+
+def test_names_of_free_weights():
+    assert "The free weight's name is `parametrizations.weight.original`" in PAGE
+    names = [name for name, p in Net().named_parameters() if name.endswith(".weight") and p.ndim > 1]
+    free = [name for name, p in Net().named_parameters() if p.ndim > 1]
+    assert names == [] and free == [f"features.{i}.parametrizations.weight.original" for i in (0, 4)]
 
 
 def test_what_is_done_to_a_computed_weight_is_lost_and_what_is_assigned_is_projected():

@@ -63,9 +63,10 @@ def split_groups(x: Tensor, offset_groups: int) -> Tensor:
         ValueError: if ``x`` has no channel axis, or its channels are not divisible by the groups.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(
-            f"expected a tensor, got {type(x).__name__}; of feature maps with their offset beside them, give .joined()"
-        )
+        advice = "of feature maps with their offset beside them, give .joined()"
+        if type(x).__name__ == "Proxy":
+            advice = "to torch.fx give the classes in nn.LEAF_MODULES as leaf modules"
+        raise TypeError(f"expected a tensor, got {type(x).__name__}; {advice}")
     if x.ndim < 2:
         raise ValueError(f"expected a batch with channels, (N, C, ...), got a tensor of shape {tuple(x.shape)}")
     channels_per_group(x.shape[1], offset_groups)

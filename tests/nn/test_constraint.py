@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune
 
 import offset_equivariant as oe
 from offset_equivariant.groups import assignment_matrix
@@ -332,3 +334,31 @@ def test_layers_whose_weights_can_learn_do_not_warn(make, warnings_of_test):
             layer.reset_parameters()
             drawn.append(layer.weight.detach().clone())
         assert (drawn[0] - drawn[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: nn.utils.parametrizations.spectral_norm(oe.nn.Conv2d(3, 6, 3)),
+        lambda: nn.utils.spectral_norm(oe.nn.Conv2d(3, 6, 3, constraint="projection")),
+        lambda: prune.random_unstructured(oe.nn.Conv2d(3, 6, 3, constraint="projection"), "weight", 0.5),
+    ],
+    ids=["parametrisation", "hook", "pruned"],
+)
+def test_weights_that_something_else_computes_are_not_projected(change):
+    layer = change()
+    with pytest.raises(ValueError, match=r"the weight of .*Conv2d is computed by something other than its constraint"):
+        project_(nn.Sequential(layer))
+
+
+def test_clipping_gradients_parts_the_two_ways_under_sgd():
+    """The norm that is clipped counts what the projection takes away."""
+    layers = [oe.nn.Linear(6, 6, constraint=kind).double() for kind in ("projection", "parametrization")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for layer in layers:
+        layer(x + 3).square().sum().backward()
+        nn.utils.clip_grad_norm_(layer.parameters(), 0.1)
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+        project_(layer)
+    assert (layers[0].weight - layers[1].weight).abs().max() > 1e-4

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import offset_equivariant as oe
-from offset_equivariant.nn import check_equivariance
+from offset_equivariant.models.resnet import RESNETS
+from offset_equivariant.nn import check_equivariance, equivariance
 
 
 class Function(nn.Module):
@@ -43,8 +44,9 @@ def test_the_errors_are_those_of_eq_2(function, output, share):
         return function(x)
 
     report = check_equivariance(Function(observed), (2, 6, 4), output=output, magnitudes=(5.0,))
-    calls = zip(inputs[0::2], inputs[1::2], strict=False)  # without and with offset
-    for measurement, (plain, moved) in zip(report.measurements, calls, strict=False):
+    # Of five calls a measurement those without and with offset; then come one to see what rounding does, and two more.
+    calls = zip(inputs[0::5], inputs[1::5], strict=True)
+    for measurement, (plain, moved) in zip(report.measurements, calls, strict=True):
         offset = (moved - plain).reshape(2, 3, -1)
         assert (offset.std(2) < 1e-5).all()  # one number an image and group
         assert offset.mean(2).std() > 1  # and not the same everywhere
@@ -333,3 +335,49 @@ def test_what_is_no_shape_and_what_is_no_tensor_is_refused():
         check_equivariance(nn.Identity(), "26")
     with pytest.raises(TypeError, match="the module must return one tensor, but Function returned tuple; wrap it"):
         check_equivariance(Function(lambda x: (x, x)), (2, 6))
+
+
+def test_rounding_that_the_module_multiplies_is_no_break():
+    """Batch normalisation of two values: in training mode, what rounding does grows with every layer."""
+    torch.manual_seed(0)
+    network = RESNETS["resnet18"](classes=10, family=oe.nn.OffsetEquivariant())
+    report = check_equivariance(network, (2, 3, 32, 32), output="mean", magnitudes=(10.0,))
+    assert report.equivariant and report.first_breaking is None
+    trained = [m for m in report.measurements if m.training]
+    assert trained[0].tolerance > 10 * equivariance._tolerance(trained[0].dtype, 0.0, ())  # of single precision
+    # What breaks is found there, too.
+    network.fc = nn.Linear(network.fc.in_features, 30)
+    report = check_equivariance(network, (2, 3, 32, 32), output="mean", magnitudes=(10.0,))
+    assert [m.within_tolerance for m in report.measurements] == [False] * 4 and report.first_breaking == "fc"
+
+
+def test_the_mean_of_an_offset_is_told_from_a_break():
+    head = nn.Sequential(nn.Flatten(), oe.nn.Linear(12, 18), oe.nn.InvariantHead())
+    report = check_equivariance(head, (2, 12))
+    assert not report.equivariant and report.moves_by_mean
+    assert str(report).endswith("of an invariant head's scores: output='mean'")
+    assert not check_equivariance(head, (2, 12), output="mean").moves_by_mean
+    broken = check_equivariance(nn.Linear(12, 12), (2, 12))
+    assert not broken.moves_by_mean and not broken.equivariant
+
+
+def test_measuring_leaves_other_generators_and_processes_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    seen = []
+
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = oe.nn.BatchNormReLU(6)
+
+        def forward(self, x):
+            seen.append(self.norm.synchronised)
+            return self.norm(x)
+
+    network = Normalised()
+    oe.nn.synchronise_batch_norm_(network)
+    state = torch.get_rng_state()
+    assert check_equivariance(network, (2, 6, 4, 4)).equivariant
+    assert seeded == [] and torch.equal(torch.get_rng_state(), state)
+    assert seen and not any(seen) and network.norm.synchronised

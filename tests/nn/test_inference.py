@@ -324,3 +324,71 @@ def test_features_of_inner_layers_are_extracted(family):
     expected = oe.nn.Joined()(nn.Sequential(*list(network)[:3], *network.stages[:2])(images))
     torch.testing.assert_close(oe.nn.Joined()(found["inner"]), expected)
     torch.testing.assert_close(found["scores"], network(images))
+
+
+class Clamped(oe.nn.Conv2d):
+    def forward(self, input):
+        convolved = super().forward(input)
+        return convolved._replace(values=convolved.values.clamp(min=-0.1))
+
+
+class Halved(oe.nn.BatchNormReLU):
+    def forward(self, input, shortcut=None):
+        rectified = super().forward(input, shortcut)
+        return rectified._replace(values=0.5 * rectified.values)
+
+
+class Renamed(oe.nn.BatchNormReLU):
+    pass
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda module, inputs, result: result._replace(values=2 * result.values))
+    return layer
+
+
+def normalised(layer):
+    return nn.utils.spectral_norm(layer)
+
+
+@pytest.mark.parametrize(
+    ("convolution", "norm", "folds"),
+    [
+        (oe.nn.Conv2d, Renamed, True),
+        (Clamped, oe.nn.BatchNormReLU, False),
+        (oe.nn.Conv2d, Halved, False),
+        (oe.nn.Conv2d, lambda channels: hooked(oe.nn.BatchNormReLU(channels)), False),
+        (lambda *arguments: hooked(oe.nn.Conv2d(*arguments)), oe.nn.BatchNormReLU, False),
+        (lambda *arguments: normalised(oe.nn.Conv2d(*arguments, constraint="projection")), oe.nn.BatchNormReLU, False),
+    ],
+    ids=["renamed", "own convolution", "own normalisation", "hooked", "hooked convolution", "spectral norm"],
+)
+def test_layers_that_compute_something_else_are_left_alone(convolution, norm, folds):
+    parts = [oe.nn.TakeOutOffset(), convolution(3, 6, 3), norm(6), oe.nn.Conv2d(6, 6, 1), oe.nn.BatchNormReLU(6)]
+    torch.manual_seed(0)
+    network = nn.Sequential(*parts, oe.nn.Joined()).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        network(3 * x)  # for running statistics of its own
+    network.eval()
+    fused = fuse_for_inference(network)
+    assert (type(fused[2]) is not type(network[2])) == folds and type(fused[4]) is not type(network[4])
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), network(x), rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_of_folded_networks_are_refused():
+    fused = fuse_for_inference(nn.Sequential(oe.nn.TakeOutOffset(), oe.nn.Conv2d(3, 6, 3), oe.nn.BatchNormReLU(6)))
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    with pytest.raises(RuntimeError, match="folded by fuse_for_inference has no gradients, and its input requires one"):
+        fused(x)
+    with torch.no_grad():
+        fused(x)
+
+
+def test_folded_networks_are_not_initialised():
+    fused = fuse_for_inference(nn.Sequential(oe.nn.TakeOutOffset(), oe.nn.Conv2d(3, 6, 3), oe.nn.BatchNormReLU(6)))
+    before = fused[1].weight.clone()
+    with pytest.raises(ValueError, match="folded by fuse_for_inference has no initial weights"):
+        oe.nn.OffsetEquivariant().initialise_(fused)
+    assert torch.equal(fused[1].weight, before)

@@ -188,3 +188,28 @@ def test_layers_that_take_tensors_only_say_so(layer):
     features, _ = random_features(2, 6, 4, 5)
     with pytest.raises(TypeError, match=r"expected a tensor, got ShiftedFeatures, .*; pass on \.joined\(\)"):
         layer.double()(features)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        torch.nn.Conv2d(3, 8, 1),
+        torch.nn.Conv2d(3, 8, 3, padding="same"),
+        torch.nn.Conv3d(3, 8, 1),
+        torch.nn.Linear(4, 4),
+        torch.nn.GELU(),
+        torch.nn.GroupNorm(3, 3),
+        lambda z: F.interpolate(z, scale_factor=2),
+        lambda z: torch.rand(2).view(z),
+    ],
+    ids=["conv2d", "same", "conv3d", "linear", "gelu", "group_norm", "interpolate", "view"],
+)
+def test_torchs_own_functions_say_so_too(call):
+    """Some of them would end the process, since they look for the first part of what they take for a tuple of sizes."""
+    with pytest.raises(TypeError, match=r"takes tensors, got ShiftedFeatures.*pass on \.joined\(\)"):
+        call(TakeOutOffset()(torch.rand(1, 3, 4, 4)))
+
+
+def test_whole_numbers_are_no_features():
+    with pytest.raises(TypeError, match=r"floating-point features, such as log RGB, got torch\.uint8"):
+        TakeOutOffset()(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))

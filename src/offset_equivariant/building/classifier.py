@@ -21,7 +21,7 @@ from offset_equivariant.tasks.recognition import InputPipeline
 from offset_equivariant.training.weights import BALANCING_WEIGHTS, WeightsError, load_weights, read_facts
 
 
-def load_classifier(weights: Path) -> Callable[[Tensor], Tensor]:
+def load_classifier(weights: Path | str) -> Callable[[Tensor], Tensor]:
     """Return the network in a file of weights as a function from linear images ``(N, 3, H, W)`` to posteriors.
 
     Posteriors are ``(N, classes)``. The network is folded for inference; what balances its images, where something
@@ -32,6 +32,7 @@ def load_classifier(weights: Path) -> Callable[[Tensor], Tensor]:
         ValueError: if its weights are of an architecture that recognises nothing, or the network that balances is
             another than in training.
     """
+    weights = Path(weights)
     facts = read_facts(weights)
     settings = facts.get("config", {})
     model, dataset, strategy = (settings.get(name, {}) for name in ("model", "dataset", "strategy"))

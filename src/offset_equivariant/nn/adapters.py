@@ -108,6 +108,9 @@ class BatchNorm2d(_BatchNorm):
 class ReLU(OffsetAdapter):
     """max(x, Gφ(x)): the rectifier of Eq. 21. ``pooling`` is φ: mean, max, min, or a module.
 
+    Of the maximum nothing else is left, φ = max, and nothing is rectified with φ = min: of use are the mean and learned
+    ones.
+
     ``inplace`` is torch's, of this and the two layers below; here it overwrites x - Gφ(x), and never the input.
     """
 
@@ -171,6 +174,8 @@ class InvariantHead(nn.Module):
 
     Raises:
         ValueError: if the scores are not divisible by the groups, or there are none.
+
+    What comes before it gives one score a class and group, ``oe.nn.Linear(features, 3 * classes)`` with three groups.
     """
 
     def __init__(self, *, offset_groups: int = 3) -> None:
@@ -179,6 +184,11 @@ class InvariantHead(nn.Module):
         self.offset_groups = offset_groups
 
     def forward(self, scores: Tensor) -> Tensor:
+        if isinstance(scores, Tensor) and scores.ndim > 1 and scores.shape[1] % self.offset_groups:
+            raise ValueError(
+                f"got {scores.shape[1]} scores, which offset_groups = {self.offset_groups} does not divide: an "
+                f"invariant head needs one a class and group; of k classes let Linear give {self.offset_groups} * k"
+            )
         return split_groups(scores, self.offset_groups).mean(1)
 
     def extra_repr(self) -> str:

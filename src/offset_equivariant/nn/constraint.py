@@ -241,10 +241,12 @@ class ConstrainedWeight(nn.Module):
 
     ``constraint="parametrization"`` holds it at all times. With ``"projection"`` the layer computes with its plain
     weight, and ``project_`` must follow each optimiser step. Both take the same path under SGD with momentum and weight
-    decay; under Adam, which rescales each weight's gradient, projection takes back much of every step
-    (docs/DEVIATIONS.md). A ``state_dict`` of either kind loads into the other. Weights that do not satisfy the
-    constraint, of an ordinary network for instance, must be projected once they are loaded (``project_``) where
-    ``constraint="projection"``; ``constraint_error`` measures it.
+    decay, but where gradients are clipped by their norm, in which projection counts what it takes away; under Adam,
+    which rescales each weight's gradient, projection takes back much of every step (docs/DEVIATIONS.md). A
+    ``state_dict`` of either kind loads into the other. Weights that do not satisfy the constraint, of an ordinary
+    network for instance, must be projected once they are loaded (``project_``) where ``constraint="projection"``;
+    ``constraint_error`` measures it. torch's spectral and weight normalisation and pruning, which compute a weight
+    anew from a constrained one, break it.
     """
 
     weight: Tensor
@@ -277,9 +279,22 @@ class ConstrainedWeight(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Replace the weight by its projection, in place; for a parametrised layer, its free weight."""
+        """Replace the weight by its projection, in place; for a parametrised layer, its free weight.
+
+        Raises:
+            ValueError: if something else computes the weight, such as torch's spectral normalisation or pruning.
+        """
         if self.holds_scaled_weight:
             return
+        if parametrize.is_parametrized(self, "weight"):
+            alone = len(cast(nn.ModuleList, self.parametrizations["weight"])) == 1  # type: ignore[index]
+        else:
+            alone = "weight" in self._parameters
+        if not alone:
+            raise ValueError(
+                f"the weight of {type(self).__name__} is computed by something other than its constraint, such as "
+                "spectral or weight normalisation or pruning of torch.nn.utils, which break it; remove that first"
+            )
         weight = self._free_weight()
         weight.copy_(self._projection(weight))
 

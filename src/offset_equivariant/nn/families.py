@@ -381,12 +381,6 @@ class PlainOffsetEquivariant(OffsetEquivariant):
         poolings = (self._pooling(name, channels) for name in (self.normalisation_pooling, self.rectifier_pooling))
         return plain.PlainBatchNormReLU(channels, self.offset_groups, *poolings)
 
-    def initialise_(self, network: nn.Module) -> None:
-        super().initialise_(network)
-        for module in network.modules():
-            if isinstance(module, GroupLinear):
-                module.start_as_average_()
-
 
 @dataclass(frozen=True)
 class UnconstrainedOffsetEquivariant(_FreeLayers, PlainOffsetEquivariant):

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from offset_equivariant.nn import adapters, concatenation, one_position, pooling, residual, shifted
 from offset_equivariant.nn.constraint import ConstrainedWeight, remove_parametrizations_
 from offset_equivariant.nn.fused import (
+    BatchNormOfShortcut,
     BatchNormReLU,
     ConventionalBatchNormReLU,
     FusedNormalisation,
@@ -88,7 +89,17 @@ class FoldedBatchNormReLU(_FoldedNormalisation):
     """What is left of :class:`BatchNormReLU` once its scale and shift are in the convolution before it."""
 
     def forward(self, input: Any, shortcut: Any = None) -> Any:
-        """As :meth:`BatchNormReLU.forward`, of the folded convolution's output."""
+        """As :meth:`BatchNormReLU.forward`, of the folded convolution's output, which has no gradient.
+
+        Raises:
+            RuntimeError: if it has one.
+        """
+        values = input.values if isinstance(input, ShiftedFeatures) else input
+        if torch.is_grad_enabled() and values.requires_grad:
+            raise RuntimeError(
+                "a network folded by fuse_for_inference has no gradients, and its input requires one; differentiate "
+                "the network that it was made of, or call this one under torch.no_grad()"
+            )
         if isinstance(input, ShiftedFeatures):
             return self._rectified(input, shortcut)
         wrapped = None if shortcut is None else unshifted(require_tensor(shortcut), self.offset_groups)
@@ -130,9 +141,11 @@ def fuse_for_inference(network: nn.Module) -> nn.Module:
     """Return a copy of ``network`` for inference, in evaluation mode, with the running statistics in its weights.
 
     Every convolution whose output goes to one batch normalisation alone is folded with it: ``BatchNormReLU`` and that
-    of projected shortcuts, in either layer family, or torch's own behind torch's own convolution.
-    The result computes the same up to rounding, has no gradients, not even of its input, and can be given to
-    ``torch.export`` and ONNX. What follows a folded convolution overwrites its output, which hooks must not keep.
+    of projected shortcuts, in either layer family, or torch's own behind torch's own convolution. Layers with hooks on
+    their forward pass, with weights that something else computes, or of classes with a ``forward`` of their own are
+    left as they are. The result computes the same up to rounding, has no gradients, not even of its input, and can be
+    given to ``torch.export`` and ONNX. What follows a folded convolution overwrites its output, which hooks must not
+    keep.
 
     Args:
         network: one that ``torch.fx`` can trace, without branches that depend on the data or its shape.
@@ -240,17 +253,27 @@ def _uses(source: fx.Node) -> int:
 
 
 def _fit(convolution: nn.Module, norm: nn.Module) -> bool:
-    if isinstance(norm, FusedNormalisation):
-        return isinstance(convolution, Conv2d)
-    # Of another parametrised layer, ``weight`` is computed anew at every call.
-    owns_weight = "weight" in convolution._parameters
-    ordinary = isinstance(convolution, nn.Conv2d) and owns_weight and not isinstance(convolution, ConstrainedWeight)
+    # Of another parametrised layer, ``weight`` is computed anew at every call; and what hooks do would be lost.
+    if "weight" not in convolution._parameters or _is_hooked(convolution) or _is_hooked(norm):
+        return False
+    if _computes_as(norm, BatchNormReLU, BatchNormOfShortcut):
+        return _computes_as(convolution, Conv2d)
     complete = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.running_mean is not None
+    ordinary = isinstance(convolution, nn.Conv2d) and not isinstance(convolution, ConstrainedWeight)
     return (
         ordinary
         and complete
-        and (isinstance(norm, ConventionalBatchNormReLU) or type(norm) in (nn.BatchNorm2d, SynchronisableBatchNorm2d))
+        and (_computes_as(norm, ConventionalBatchNormReLU) or type(norm) in (nn.BatchNorm2d, SynchronisableBatchNorm2d))
     )
+
+
+def _computes_as(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a layer is of one of these classes, or derived from one without computing anything else."""
+    return any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from offset_equivariant.nn.constraint import ConstrainedWeight
+from offset_equivariant.nn.pooling import GroupLinear
 
 
 def initialise_conventional_(network: nn.Module) -> None:
@@ -27,14 +28,23 @@ def initialise_constrained_(network: nn.Module, offset_groups: int, init_gain: f
     The projection takes one of each K = (channels of a group x taps) degrees of freedom, and a part 1/K of the
     variance with it; the standard deviation is raised by sqrt(K / (K - 1)) so that what is left has the variance
     that was asked for. Of a transposed convolution, the taps are those that one output meets: all by the stride. Of a
-    grouped one, an output loses one degree of freedom for each of the offset groups that it sees.
+    grouped one, an output loses one degree of freedom for each of the offset groups that it sees. Learned group
+    poolings start as the average.
 
     Args:
         network: whose constrained layers are given weights.
         offset_groups: their number of offset groups.
         init_gain: standard deviation of the weights of convolutions in units of He et al.'s.
+
+    Raises:
+        ValueError: if batch normalisation was folded into the weights.
     """
-    for layer in network.modules():
+    layers = list(network.modules())
+    if any(isinstance(layer, ConstrainedWeight) and layer.holds_scaled_weight for layer in layers):
+        raise ValueError(
+            "a network folded by fuse_for_inference has no initial weights; initialise the one it was made of"
+        )
+    for layer in layers:
         if isinstance(layer, ConstrainedWeight):
             weight = layer._free_weight()
             fan_in = _fan_in(layer, weight)
@@ -48,6 +58,9 @@ def initialise_constrained_(network: nn.Module, offset_groups: int, init_gain: f
             layer.project_()
             if isinstance(layer.bias, torch.Tensor):
                 nn.init.zeros_(layer.bias)
+    for layer in layers:
+        if isinstance(layer, GroupLinear):
+            layer.start_as_average_()
 
 
 def _raise_variance_(layer: ConstrainedWeight, weight: torch.Tensor, fan_in: float) -> None:

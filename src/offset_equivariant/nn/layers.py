@@ -27,6 +27,9 @@ OFFSET_PADDING = "offset"
 class Linear(ConstrainedWeight, nn.Linear):
     """Offset equivariant linear layer (Eq. 7 with the constraint of Eq. 10): ``(..., in)`` to ``(..., out)``.
 
+    As torch's, it takes the last axis for the channels; all other layers take the second one, ``(N, C, ...)``. Between
+    them move it, ``x.movedim(-1, 1)``, unless there are only the two.
+
     Raises:
         ValueError: if ``in_features`` or ``out_features`` is not divisible by ``offset_groups``.
     """

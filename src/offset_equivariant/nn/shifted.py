@@ -12,6 +12,7 @@ alone, and these stay small however large the offset.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -38,7 +39,8 @@ class ShiftedFeatures(NamedTuple):
         values: ``(N, C, *spatial)``.
         shift: ``(N, C)``, in at least single precision.
         offset: ``(N, g)``, likewise.
-        padded: ``values`` within a border of their own outermost pixels, or None.
+        padded: ``values`` within a border of their own outermost pixels, or None. It is what the next convolution
+            reads, and what its gradient goes to: values must not be changed in place, and their own gradient is None.
     """
 
     values: Tensor
@@ -70,6 +72,16 @@ class ShiftedFeatures(NamedTuple):
         raise TypeError(
             "feature maps with their offset beside them have no index: values alone lack their shift and offset; take "
             ".joined()[...] for images or channels, and .values, .shift or .offset for one of the parts"
+        )
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # Some of torch's functions take tuples, and look into them by index: where that raises, they end the process.
+        raise TypeError(
+            f"torch's {getattr(function, '__name__', function)} takes tensors, got ShiftedFeatures, whose values lack "
+            "their shift and offset; pass on .joined(), in an nn.Sequential by oe.nn.Joined()"
         )
 
     @property
@@ -152,8 +164,11 @@ def without_offset(x: Tensor, offset_groups: int) -> ShiftedFeatures:
     """Take the group means φ(x) out of ``x``, ``(N, C, *spatial)``, and carry them beside it.
 
     Raises:
+        TypeError: if ``x`` holds whole numbers: pixels that were not made log RGB.
         ValueError: if the channels are not divisible by the groups.
     """
+    if isinstance(x, Tensor) and not x.is_floating_point():
+        raise TypeError(f"expected floating-point features, such as log RGB, got {x.dtype}; convert the images first")
     offset = group_mean(x, offset_groups)
     shift = torch.zeros(x.shape[:2], dtype=offset.dtype, device=x.device)
     return ShiftedFeatures(add_offset(x, -offset), shift, offset)
@@ -163,6 +178,7 @@ class TakeOutOffset(nn.Module):
     """The entrance of a network: ``(N, C, *spatial)`` to :class:`ShiftedFeatures`.
 
     Raises:
+        TypeError: if the input holds whole numbers: pixels that were not made log RGB.
         ValueError: if the channels are not divisible by the groups.
     """
 

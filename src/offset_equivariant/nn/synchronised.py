@@ -74,9 +74,14 @@ def update_running_statistics_(norm: nn.BatchNorm2d, mean: Tensor, variance: Ten
     norm.num_batches_tracked.add_(1)
     # Without a momentum, the average of all batches so far.
     momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    unbiased = variance * (count / (count - 1))
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+    _lerp_(norm.running_mean, mean, momentum)
+    _lerp_(norm.running_var, variance * (count / (count - 1)), momentum)
+
+
+def _lerp_(running: Tensor, batch: Tensor, weight: float) -> None:
+    """Move ``running`` towards ``batch``, in the wider of their types: a batch's variance may exceed half precision."""
+    wide = torch.promote_types(running.dtype, batch.dtype)
+    running.copy_(running.to(wide).lerp_(batch.to(wide), weight))
 
 
 def synchronise_batch_norm_(network: nn.Module) -> None:
