@@ -108,9 +108,9 @@ def test_figure2_axis_makes_room_for_every_strategy_up_to_nine_tenths(make_recor
 def test_figure2_tells_presets_and_flags_apart(records):
     paper = replace(records[0], experiment="table1_original_paper", preset="paper", dirty=True)
     axes = figure2([*records, paper]).axes[0]
-    assert drawn(axes, "Original, fast").get_linestyle() == "-"
+    assert drawn(axes, "Original").get_linestyle() == "-"
     assert drawn(axes, "Original, paper, dirty evaluation").get_linestyle() == "--"
-    assert len(drawn(axes, "Equivariant, fast").get_ydata()) == 11
+    assert len(drawn(axes, "Equivariant").get_ydata()) == 11
 
 
 def test_a_changed_preset_is_named_where_it_stands_alone(records):

@@ -5,6 +5,7 @@ Drawn with matplotlib's object interface: no display, no global state.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, groupby
@@ -78,19 +79,21 @@ class Curve:
 def table_curves(description: TableDescription, records: Iterable[Record]) -> list[Curve]:
     """Gather the curves of a table's figure from its records; rows without records come without points.
 
-    Of a row that has lines of finished trainings, those of unfinished ones are left to the table.
+    Of a row that has lines of finished trainings, those of unfinished ones are left to the table. A preset is named
+    where it is not that of most finished trainings, or no recipe of an experiment.
     """
     groups = [(row, group) for row, group in group_records(description, records) if row.curve]
     finished = {row.name for row, group in groups if group and all(record.complete for record in group)}
     groups = [line for line in groups if line[0].name not in finished or all(r.complete for r in line[1])]
-    one_preset = len({record.preset for _, group in groups for record in group}) == 1
+    presets = Counter(group[0].preset for row, group in groups if group and row.name in finished)
+    usual = max(filter(is_recipe, presets), key=lambda preset: presets[preset], default=None)
     curves = []
     for _, same_row in groupby(groups, key=lambda line: line[0].name):
         for index, (row, group) in enumerate(same_row):
             by_seed = [record.metrics.get(description.metric, {}) for record in group]
             keys = sorted(set.intersection(*map(set, by_seed)), key=float) if by_seed else []
             spread = [mean_and_std([values[key] for values in by_seed]) for key in keys]
-            marks = [group[0].preset] if group and not (one_preset and is_recipe(group[0].preset)) else []
+            marks = [group[0].preset] if group and group[0].preset != usual else []
             if group and group[0].dataset != description.dataset:
                 marks.append(f"on {group[0].dataset}")
             marks += dict.fromkeys(flag for record in group for flag in record.flags)
