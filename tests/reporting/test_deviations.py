@@ -147,6 +147,17 @@ def test_psnr_of_the_original_network_under_coloured_light():
     )
 
 
+def test_the_original_network_after_the_papers_steps():
+    record = read_record(record_path(RESULTS, "table1_original_paper", 0))
+    ours = [f"{record.metrics['error_percent'][s]:.2f}" for s in ("0.0", "0.5", "0.9")]
+    papers = [paper_value(1, "original", "error_percent", s).printed for s in (0.0, 0.5, 0.9)]
+    assert record.complete and record.steps == 64_000
+    assert (
+        f"its error is {ours[0]}, {ours[1]} and {ours[2]} % at S = 0, 0.5 and 0.9, the paper's {papers[0]}, "
+        f"{papers[1]} and {papers[2]} %" in TEXT
+    )
+
+
 def test_training_errors_of_the_two_families():
     def errors(row):
         found = [r for r in find_records(RESULTS, 1) if (r.row, r.preset) == (row, "fast") and r.training_means]
