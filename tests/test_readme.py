@@ -70,7 +70,7 @@ def test_the_example_is_equivariant(capsys):
 
 def test_what_is_said_of_inference():
     """Behind the conversion of colours, with BatchNormReLU, a network can be folded."""
-    said = "`oe.nn.fuse_for_inference(net.features)` folds the running statistics of `BatchNormReLU`"
+    said = "`oe.nn.fuse_for_inference` folds the running statistics of `BatchNormReLU` into the convolutions"
     assert said in " ".join(EVERYTHING.split())
     features = nn.Sequential(oe.nn.Conv2d(3, 33, 3, padding=1), oe.nn.BatchNormReLU(33), oe.nn.MaxPool2d(2))
     images = torch.rand(2, 3, 8, 8)

@@ -164,7 +164,7 @@ def test_the_invariant_head_averages_over_groups(offset_groups, assert_equivaria
         (lambda: oe.nn.Dropout()(torch.zeros(1, 4)), "channels = 4 .* offset_groups = 3; .* 3 or 6"),
         (
             lambda: oe.nn.InvariantHead()(torch.zeros(1, 10)),
-            r"10 scores, .* groups = 3 .* let Linear give 3 \* k",
+            r"10 scores, .*_groups = 3 .* let Linear give 3 \* k",
         ),
         (lambda: oe.nn.ReLU(pooling="median"), "group pooling 'median' is not one of mean, max, min"),
         (lambda: oe.nn.OffsetAdapter(nn.Identity(), add="sum"), "group pooling 'sum' is not one of mean, max, min"),

@@ -109,14 +109,14 @@ def test_figure2_tells_presets_and_flags_apart(records):
     paper = replace(records[0], experiment="table1_original_paper", preset="paper", dirty=True)
     axes = figure2([*records, paper]).axes[0]
     assert drawn(axes, "Original").get_linestyle() == "-"
-    assert drawn(axes, "Original, paper, dirty evaluation").get_linestyle() == "--"
+    assert drawn(axes, "Original, train=paper, dirty evaluation").get_linestyle() == "--"
     assert len(drawn(axes, "Equivariant").get_ydata()) == 11
 
 
 def test_a_changed_preset_is_named_where_it_stands_alone(records):
     preset = "fast_changed_0a1b2c"
     changed = replace(records[0], experiment=f"table1_original_{preset}", preset=preset)
-    assert len(drawn(figure2([changed]).axes[0], f"Original, {preset}").get_ydata()) == 11
+    assert len(drawn(figure2([changed]).axes[0], f"Original, train={preset}").get_ydata()) == 11
 
 
 def test_rows_without_a_style_have_one_of_their_own(make_record):
@@ -140,7 +140,7 @@ def test_unfinished_trainings_are_drawn_where_nothing_else_is(records):
     unfinished = replace(records[0], **changes)
     assert curves_csv(TABLE1, [*records, unfinished]) == curves_csv(TABLE1, records)
     alone = figure2([*records[1:], unfinished]).axes[0]
-    assert len(drawn(alone, "Original, paper, incomplete (9/100 steps)").get_ydata()) == 11
+    assert len(drawn(alone, "Original, train=paper, incomplete (9/100 steps)").get_ydata()) == 11
 
 
 def test_figure2_source_data(records):

@@ -93,7 +93,7 @@ def table_curves(description: TableDescription, records: Iterable[Record]) -> li
             by_seed = [record.metrics.get(description.metric, {}) for record in group]
             keys = sorted(set.intersection(*map(set, by_seed)), key=float) if by_seed else []
             spread = [mean_and_std([values[key] for values in by_seed]) for key in keys]
-            marks = [group[0].preset] if group and group[0].preset != usual else []
+            marks = [f"train={group[0].preset}"] if group and group[0].preset != usual else []
             if group and group[0].dataset != description.dataset:
                 marks.append(f"on {group[0].dataset}")
             marks += dict.fromkeys(flag for record in group for flag in record.flags)
