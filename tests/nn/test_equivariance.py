@@ -344,7 +344,7 @@ def test_rounding_that_the_module_multiplies_is_no_break():
     report = check_equivariance(network, (2, 3, 32, 32), output="mean", magnitudes=(10.0,))
     assert report.equivariant and report.first_breaking is None
     trained = [m for m in report.measurements if m.training]
-    assert trained[0].tolerance > 10 * equivariance._tolerance(trained[0].dtype, 0.0, ())  # of single precision
+    assert trained[0].tolerance > 10 * equivariance.TOLERANCES[trained[0].dtype]  # of single precision
     # What breaks is found there, too.
     network.fc = nn.Linear(network.fc.in_features, 30)
     report = check_equivariance(network, (2, 3, 32, 32), output="mean", magnitudes=(10.0,))

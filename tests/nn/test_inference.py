@@ -347,10 +347,6 @@ def hooked(layer):
     return layer
 
 
-def normalised(layer):
-    return nn.utils.spectral_norm(layer)
-
-
 @pytest.mark.parametrize(
     ("convolution", "norm", "folds"),
     [
@@ -359,7 +355,11 @@ def normalised(layer):
         (oe.nn.Conv2d, Halved, False),
         (oe.nn.Conv2d, lambda channels: hooked(oe.nn.BatchNormReLU(channels)), False),
         (lambda *arguments: hooked(oe.nn.Conv2d(*arguments)), oe.nn.BatchNormReLU, False),
-        (lambda *arguments: normalised(oe.nn.Conv2d(*arguments, constraint="projection")), oe.nn.BatchNormReLU, False),
+        (
+            lambda *arguments: nn.utils.spectral_norm(oe.nn.Conv2d(*arguments, constraint="projection")),
+            oe.nn.BatchNormReLU,
+            False,
+        ),
     ],
     ids=["renamed", "own convolution", "own normalisation", "hooked", "hooked convolution", "spectral norm"],
 )

@@ -170,12 +170,11 @@ class Maxout(nn.Module):
 class InvariantHead(nn.Module):
     """Mean over the groups of k scores each, ``(N, g·k)`` to ``(N, k)`` (Section 4.1).
 
-    An offset Δ of the input adds the mean of Δ to all k scores alike, so their softmax does not change (Eq. 28).
+    An offset Δ of the input adds the mean of Δ to all k scores alike, so their softmax does not change (Eq. 28). What
+    comes before it gives one score a class and group, ``oe.nn.Linear(features, 3 * classes)`` with three groups.
 
     Raises:
         ValueError: if the scores are not divisible by the groups, or there are none.
-
-    What comes before it gives one score a class and group, ``oe.nn.Linear(features, 3 * classes)`` with three groups.
     """
 
     def __init__(self, *, offset_groups: int = 3) -> None:

@@ -45,6 +45,7 @@ class Measurement:
             :func:`~offset_equivariant.nn.fuse_for_inference` folded, as wide as in the type that their weights,
             whose sums the rounding changed, are kept in. It is wider where the module itself multiplies rounding, as
             batch normalisation of a handful of values does in training mode: that is measured.
+        moved_by_mean: whether the output, which was to be ``equivariant`` and was not, moved by the mean of the offset.
     """
 
     dtype: torch.dtype
@@ -53,6 +54,7 @@ class Measurement:
     absolute: float
     relative: float
     tolerance: float
+    moved_by_mean: bool = False
 
     @property
     def within_tolerance(self) -> bool:
@@ -69,18 +71,21 @@ class EquivarianceReport:
         first_breaking: qualified name of the first submodule whose inputs moved by an offset and whose output did not
             follow; the empty string for the module itself, also if no submodule breaks the property by more than
             rounding and all together do; None if nothing broke. Found in double precision, unless only single breaks.
-        moves_by_mean: whether the output, which was to be ``equivariant``, moved by the mean of the offset, as the
-            scores of an invariant head do.
     """
 
     measurements: tuple[Measurement, ...]
     first_breaking: str | None
-    moves_by_mean: bool = False
 
     @property
     def equivariant(self) -> bool:
         """Whether no error is larger than rounding explains, see :class:`Measurement`."""
         return all(m.within_tolerance for m in self.measurements)
+
+    @property
+    def moves_by_mean(self) -> bool:
+        """Whether, wherever an output that was to be ``equivariant`` broke it, it moved as an invariant head's does."""
+        broken = [m for m in self.measurements if not m.within_tolerance]
+        return bool(broken) and all(m.moved_by_mean for m in broken)
 
     def worst(self, dtype: torch.dtype = torch.float64) -> float:
         """Return the largest relative error in that precision; not a number if one is not."""
@@ -147,7 +152,6 @@ def check_equivariance(
     measurements = []
     folded = [layer.weight.dtype for layer in module.modules() if _is_folded(layer)]
     broken: str | None = None
-    by_mean: list[bool] = []
     for dtype in TOLERANCES:
         for training in (False, True):
             # On the CPU: not every device has double precision.
@@ -161,12 +165,10 @@ def check_equivariance(
                 probe = _Probe(candidate, input_shapes, offset_groups, magnitude, dtype, seed, folded)
                 measured = probe.measure(output, training)
                 measurements.append(measured)
-                if not measured.within_tolerance:
-                    by_mean.append(probe.moved_by_mean)
                 if not measured.within_tolerance and (not broken or dtype == torch.float64):
                     found = probe.first_breaking(output)
                     broken = (broken or "") if found is None else found
-    return EquivarianceReport(tuple(measurements), broken, bool(by_mean) and all(by_mean))
+    return EquivarianceReport(tuple(measurements), broken)
 
 
 def _is_projected(layer: nn.Module) -> bool:
@@ -202,7 +204,6 @@ class _Probe:
         self.offset = self.offset.to(dtype)
         self.inputs = [add_offset(x, -self.offset) for x in self.moved]
         self.tolerance = _tolerance(dtype, self.offset.abs().max().item(), folded)
-        self.moved_by_mean = False
 
     @torch.no_grad()
     def run(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -235,12 +236,13 @@ class _Probe:
         if output != "invariant":
             scale = max(scale, self.offset.abs().max().item())
         relative = absolute / scale if scale else absolute
+        moved_by_mean = False
         if relative > self.tolerance:
             change = self._change_by_rounding(plain)
             self.tolerance = max(self.tolerance, UNITS_OF_OFFSETS * (change / scale if scale else change))
             off_the_mean = (moved - add_offset(plain, self.offset.mean(1, keepdim=True))).abs().max().item()
-            self.moved_by_mean = output == "equivariant" and off_the_mean <= self.tolerance * scale
-        return Measurement(self.dtype, training, self.magnitude, absolute, relative, self.tolerance)
+            moved_by_mean = output == "equivariant" and off_the_mean <= self.tolerance * scale
+        return Measurement(self.dtype, training, self.magnitude, absolute, relative, self.tolerance, moved_by_mean)
 
     def _change_by_rounding(self, plain: Tensor) -> float:
         """How far the output moves when the inputs do by the last place of what the moved ones hold."""

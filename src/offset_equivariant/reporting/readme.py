@@ -206,10 +206,11 @@ def _times(table: Table) -> str:
     evaluated = [record.evaluate_seconds for record in finished]
     texts = [
         f"{verb} {_minutes(seconds)} minutes, all {len(seconds)} together {_in_all(sum(seconds))}"
-        for verb, seconds in (("One training took", trained), ("One evaluation took", evaluated))
+        for verb, seconds in (("one training took", trained), ("one evaluation took", evaluated))
         if seconds
     ]
-    return f"{'; '.join(texts)} ([on what](docs/REPRODUCTION.md)).".replace("; One", "; one")
+    text = "; ".join(texts)
+    return f"{text[:1].upper()}{text[1:]} ([on what](docs/REPRODUCTION.md))."
 
 
 def _in_all(seconds: float) -> str:

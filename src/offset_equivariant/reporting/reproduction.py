@@ -174,9 +174,8 @@ def _tallied(found: Tally) -> str:
     """What a verdict rests on, as a sentence."""
     if not found.measured or not found.expected:
         return ""
-    numbers = f"Of the paper's {found.expected} numbers our intervals hold {found.numbers}"
-    claims = f"of {found.examined} claims that were examined {found.claims} hold" if found.examined else ""
-    return f" {'; '.join(part for part in (numbers, claims) if part)}."
+    claims = f"; of {found.examined} claims that were examined {found.claims} hold" if found.examined else ""
+    return f" Of the paper's {found.expected} numbers our intervals hold {found.numbers}{claims}."
 
 
 def _on_other_data(table: Table) -> list[str]:
@@ -235,9 +234,8 @@ def _findings(table: Table, rows: Sequence[TableRow]) -> list[tuple[Claim, Findi
 def _number(title: str, cell: Cell, decimals: int, *, counts: bool) -> list[str]:
     """A line of the paper's numbers beside ours; one that does not count, see the module, gets no verdict."""
     assert cell.paper is not None
-    inside = paper_inside(cell) if counts else None
     difference = "–" if cell.difference is None else f"{cell.difference:+.{cell.paper.decimals}f}"
-    said = ("–" if counts else "not counted") if inside is None else "yes" if inside else "no"
+    said = {True: "yes", False: "no", None: "–"}[paper_inside(cell)] if counts else "not counted"
     printed = _as_printed(cell.paper, cell.saturation)
     return [title, saturation_key(cell.saturation), printed, _with_interval(cell, decimals), difference, said]
 
