@@ -147,15 +147,48 @@ def test_psnr_of_the_original_network_under_coloured_light():
     )
 
 
-def test_the_original_network_after_the_papers_steps():
-    record = read_record(record_path(RESULTS, "table1_original_paper", 0))
-    ours = [f"{record.metrics['error_percent'][s]:.2f}" for s in ("0.0", "0.5", "0.9")]
-    papers = [paper_value(1, "original", "error_percent", s).printed for s in (0.0, 0.5, 0.9)]
-    assert record.complete and record.steps == 64_000
-    assert (
-        f"its error is {ours[0]}, {ours[1]} and {ours[2]} % at S = 0, 0.5 and 0.9, the paper's {papers[0]}, "
-        f"{papers[1]} and {papers[2]} %" in TEXT
-    )
+@pytest.fixture(scope="module")
+def long_trainings():
+    """The lines of Table 1 that have the paper's length, by name."""
+    records = [record for record in find_records(RESULTS, 1) if record.preset == "paper"]
+    rows = build_table(TABLE1, records, saturations=SATURATIONS, outcomes=load_outcomes(RESULTS, records)).rows
+    return {row.description.name: row for row in rows if row.records and row.records[0].steps == 64_000}
+
+
+@pytest.mark.parametrize("row", ["original", "equivariant"])
+def test_networks_after_the_papers_steps(long_trainings, row):
+    cells = [cell for cell in long_trainings[row].cells if cell.saturation in (0.0, 0.5, 0.9)]
+    ours, papers = ([f"{cell.ours:.2f}" for cell in cells], [cell.paper.printed for cell in cells])
+    measured, printed = (f"{numbers[0]}, {numbers[1]} and {numbers[2]} %" for numbers in (ours, papers))
+    assert f"the {row} network's error is {measured}, the paper's {printed}" in TEXT
+
+
+def test_the_equivariant_network_reaches_the_papers_numbers(long_trainings):
+    assert "all three inside its intervals" in TEXT
+    for cell in long_trainings["equivariant"].cells:
+        if cell.saturation in (0.0, 0.5, 0.9):
+            assert cell.interval[0] <= cell.paper.value <= cell.interval[1]
+
+
+def test_the_gap_between_the_two_families(table1, long_trainings):
+    original, ours = (long_trainings[row].cells[0] for row in ("original", "equivariant"))
+    assert f"it is {ours.paper.value - original.paper.value:.2f} points behind the original at S = 0" in TEXT
+    assert "here {:.2f} points, [{:.2f}, {:.2f}], one seed of each".format(*ours.paired) in TEXT
+    own, others = ours.ours - ours.paper.value, original.paper.value - original.ours
+    assert f"Of the difference {own:.2f} points are its own error" in TEXT and f"and {others:.2f} are the orig" in TEXT
+    fast = table1[0]["equivariant"].cells[0].paired
+    assert "the gap is {:.2f} points, [{:.2f}, {:.2f}], over three seeds".format(*fast) in TEXT
+    wrong = [long_trainings[row].records[0].training_means["error_percent"] for row in ("equivariant", "original")]
+    assert "after 64,000 steps {:.1f} against {:.1f} %".format(*wrong) in TEXT
+
+
+def test_the_equivariant_networks_error_hardly_rises(table1, long_trainings):
+    rises = [
+        next(cell.ours for cell in row.cells if cell.saturation == 0.9) - row.cells[0].ours
+        for row in (long_trainings["equivariant"], table1[0]["equivariant"], table1[0]["equivariant_relative"])
+    ]
+    assert max(rises) == rises[0]
+    assert f"that of the networks here by {rises[0]:.2f} points or not at all" in TEXT and max(rises[1:]) < 0.005
 
 
 def test_training_errors_of_the_two_families():

@@ -47,14 +47,15 @@ def render_answer(results: Path, examined: Sequence[Table]) -> str:
     """
     tables = read_tables(results)
     table = next((table for table in tables if table.description.number == 1), None)
-    rows = {} if table is None else _finished(table)
+    trained = [] if table is None else [rows for rows in _finished(table) if {_ORIGINAL, _OURS} <= rows.keys()]
     sentences = []
-    if table is not None and {_ORIGINAL, _OURS} <= rows.keys():
-        sentences += [_robustness(rows), _price(table, rows, results)]
-        if {_BALANCED, _AUGMENTED} <= rows.keys():
-            sentences.append(_alternatives(rows))
-        if _EXACT in rows:
-            sentences.append(_guarantee(rows, results / FOLDER))
+    if table is not None and trained:
+        usual, *others = trained
+        sentences += [_robustness(usual, others), _price(table, usual, others, results)]
+        if {_BALANCED, _AUGMENTED} <= usual.keys():
+            sentences.append(_alternatives(usual))
+        if _EXACT in usual:
+            sentences.append(_guarantee(usual, others, results / FOLDER))
     if tables:
         verdicts = ", ".join(f"Table {table.description.number} {_counted(tally(table))}" for table in examined)
         sentences.append(f"[What is reproduced of the paper](docs/REPRODUCTION.md): {verdicts}.")
@@ -64,13 +65,14 @@ def render_answer(results: Path, examined: Sequence[Table]) -> str:
     return "".join(f"{points.fill(sentence)}\n" for sentence in sentences)
 
 
-def _finished(table: Table) -> dict[str, TableRow]:
-    """Lines of the table's own data set that may be cited, by row: of several presets the usual one."""
-    rows: dict[str, TableRow] = {}
+def _finished(table: Table) -> list[dict[str, TableRow]]:
+    """Lines of the table's own data set that may be cited, by row, for each preset: the most usual one first."""
+    of_presets: dict[str, dict[str, TableRow]] = {}
     for row in table.rows:
-        if row.citable and row.records[0].dataset == table.description.dataset:
-            rows.setdefault(row.description.name, row)
-    return {name: row for name, row in rows.items() if all(cell.ours is not None for cell in row.cells)}
+        of_own_data = row.citable and row.records[0].dataset == table.description.dataset
+        if of_own_data and all(cell.ours is not None for cell in row.cells):
+            of_presets.setdefault(row.records[0].preset, {}).setdefault(row.description.name, row)
+    return sorted(of_presets.values(), key=len, reverse=True)
 
 
 def _value(row: TableRow, s: float) -> str:
@@ -95,20 +97,38 @@ def _counted(found: Tally) -> str:
     )
 
 
-def _robustness(rows: dict[str, TableRow]) -> str:
-    original, ours = rows[_ORIGINAL], rows[_OURS]
-    first, seeds = ours.records[0], min(len(original.records), len(ours.records))
-    return (
-        f"On CIFAR-10 (ResNet-20, `train={first.preset}`: {first.total_steps:,} steps; {_seeds(seeds)}), light of "
-        "saturation S = 0.9, whose weakest channel is a tenth of its strongest, "
-        f"takes an ordinary network's error from {_value(original, 0.0)} to {_with_interval(original, 0.9)} %, and the "
-        f"equivariant network's from {_value(ours, 0.0)} to {_with_interval(ours, 0.9)} %."
+def _robustness(rows: dict[str, TableRow], others: Sequence[dict[str, TableRow]]) -> str:
+    text = (
+        "On CIFAR-10 (ResNet-20), light of saturation S = 0.9, whose weakest channel is a tenth of its strongest, "
+        f"takes an ordinary network's error from {_percent(rows[_ORIGINAL])}, and the equivariant network's from "
+        f"{_percent(rows[_OURS])} with {_training(rows)}"
     )
+    for of in others:
+        text += f"; with {_training(of)} from {_percent(of[_ORIGINAL])}, and from {_percent(of[_OURS])}"
+    original, ours = (" to ".join(_papers(rows[name], s) for s in (0.0, 0.9)) for name in (_ORIGINAL, _OURS))
+    return f"{text}. In the paper: from {original} %, and from {ours} %."
 
 
-def _price(table: Table, rows: dict[str, TableRow], results: Path) -> str:
-    difference = signed_interval(_cell(rows[_OURS], 0.0).paired)
-    text = f"In white light the equivariant network minus the ordinary one is {difference} points"
+def _training(rows: dict[str, TableRow]) -> str:
+    first, seeds = rows[_OURS].records[0], min(len(rows[name].records) for name in (_ORIGINAL, _OURS))
+    return f"`train={first.preset}` ({first.total_steps:,} steps, {_seeds(seeds)})"
+
+
+def _percent(row: TableRow) -> str:
+    return f"{_value(row, 0.0)} to {_with_interval(row, 0.9)} %"
+
+
+def _papers(row: TableRow, s: float) -> str:
+    paper = _cell(row, s).paper
+    return "–" if paper is None else paper.printed
+
+
+def _price(table: Table, rows: dict[str, TableRow], others: Sequence[dict[str, TableRow]], results: Path) -> str:
+    differences = [
+        f"{signed_interval(_cell(of[_OURS], 0.0).paired)} points (`train={of[_OURS].records[0].preset}`)"
+        for of in (rows, *others)
+    ]
+    text = f"In white light the equivariant network minus the ordinary one is {' and '.join(differences)}"
     ratios = _times_as_long(table.costs, results / "benchmarks")
     if ratios:
         steps, inferences = (f"{min(of):.1f} to {max(of):.1f}" for of in zip(*ratios, strict=True))
@@ -137,14 +157,15 @@ def _alternatives(rows: dict[str, TableRow]) -> str:
         for s in (0.0, 0.9)
     ]
     return (
-        f"Two simpler ways, at S = 0 and 0.9: balancing every image by grey-world, which learns nothing, {errors[0]}; "
-        f"training under random illuminants, {errors[1]}. Theirs minus the equivariant network's: {differences[0]}, "
-        f"{differences[1]}."
+        f"Two simpler ways, at S = 0 and 0.9 with `train={rows[_OURS].records[0].preset}`: balancing every image by "
+        f"grey-world, which learns nothing, {errors[0]}; training under random illuminants, {errors[1]}. Theirs minus "
+        f"the equivariant network's: {differences[0]}, {differences[1]}."
     )
 
 
-def _guarantee(rows: dict[str, TableRow], ablations: Path) -> str:
-    change = {name: f"{rows[name].invariance:.2g}" for name in (_EXACT, _OURS)}
+def _guarantee(rows: dict[str, TableRow], others: Sequence[dict[str, TableRow]], ablations: Path) -> str:
+    invariances = {name: [of[name].invariance for of in (rows, *others) if name in of] for name in (_EXACT, _OURS)}
+    change = {name: f"{max(of for of in found if of is not None):.2g}" for name, found in invariances.items()}
     text = (
         f"Up to S = 0.9 no single posterior changes by more than {change[_EXACT]} with relative clipping (ours, "
         f"{_value(rows[_EXACT], 0.9)} %, {_seeds(len(rows[_EXACT].records))}), and by up to {change[_OURS]} with the "

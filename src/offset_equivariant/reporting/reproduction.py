@@ -33,12 +33,13 @@ from offset_equivariant.storage import replace_file
 SATURATIONS = tuple(s / 10 for s in range(11))
 #: By the number of the table: why its numbers are not the paper's, as far as that is known.
 _WHY = {
-    1: "`train=fast` takes a fourteenth of the paper's steps; with all of them (`train=paper`, one seed) the original "
-    "network is as good as the paper's, or better. After as many steps of `train=fast` the equivariant network is "
-    "behind the original, for a reason that is open ([more](DEVIATIONS.md#differences-from-the-papers-protocol)). The "
-    "learning rate of `train=paper` is cut to a tenth after a half of its steps, and after three quarters: before "
-    "that, a training that is not complete says nothing of where it ends, and of two, the one with more steps is ahead "
-    "for that alone.",
+    1: "`train=fast` takes a fourteenth of the paper's steps, which leaves its rows behind the paper. With all of them "
+    "(`train=paper`, one seed of the original and of the equivariant network) the equivariant network is as good as "
+    "the paper's. The original is better than the paper's at S = 0 and 0.9: in white light it is ahead of the "
+    "equivariant one by more than there, for a reason that is open "
+    "([more](DEVIATIONS.md#differences-from-the-papers-protocol)). What the paper shows of all four strategies was "
+    "examined with `train=fast` alone. The learning rate of `train=paper` is cut to a tenth after a half of its steps, "
+    "and after three quarters: before that, an incomplete training says nothing of where it ends.",
     2: "ILSVRC-12 is given out on registration, and 90 epochs of it need a GPU. Imagenette, ten of its classes, stands "
     "in for it, for eight epochs of small images, after which the equivariant network is far from done "
     "([more](DEVIATIONS.md#resnet-50-table-2)).",
