@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from offset_equivariant import provenance
 from offset_equivariant.__main__ import EXPLAINED_ERRORS, run_configuration
 from offset_equivariant.composition import composed_words, plain_settings
-from offset_equivariant.inventory import DATASETS, experiments_on, seeds_of
+from offset_equivariant.inventory import DATASETS, LONG, experiments_on, seeds_of
 from offset_equivariant.panels import PANELS, draw_panel
 from offset_equivariant.reporting.descriptions import find_table
 from offset_equivariant.reporting.figures import render_figures
@@ -59,13 +59,13 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
     committed: list[Record | None] = []
     absent: list[AbsentRow] = []
     failed = False
-    for name, seed in runs_of(arguments):
-        composed = compose_experiment(name, arguments, seed)
+    for row in rows_of(arguments):
+        composed = compose_row(row, arguments)
         if composed.weights is not None and not Path(composed.weights).exists():
-            absent.append(absent_row(name, seed, composed, arguments))
+            absent.append(absent_row(row, composed, arguments))
             continue
         # Read before: the results may be written where the committed ones are.
-        path = record_path(RELEASED, Run(plain_settings(composed)).config.record_name, seed)
+        path = record_path(RELEASED, Run(plain_settings(composed)).config.record_name, row.seed)
         before = read_record(path) if path.exists() else None
         try:
             record = run_configuration(composed)
@@ -75,7 +75,7 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
         except Exception as error:
             if not isinstance(error, EXPLAINED_ERRORS):
                 traceback.print_exc()
-            print(f"{name}, seed {seed}: {error}", file=sys.stderr)
+            print(f"{row.experiment}, seed {row.seed}: {error}", file=sys.stderr)
             if not records:
                 return 2
             failed = True
@@ -89,12 +89,20 @@ def main(words: list[str] | None = None, settings: Sequence[str] = ()) -> int:
         finally:  # the figures need the images, but the table does not
             render(Path(arguments.results), arguments)
             compare_with_committed(records, committed)
-    for row in absent:
-        print(row.message, file=sys.stderr)
+    for missing in absent:
+        print(missing.message, file=sys.stderr)
     if not records:
         table = RELEASED / "tables" / f"{arguments.table}.md"
         print(f"nothing was evaluated; what was measured before is in {table}", file=sys.stderr)
-    return 2 if failed else int(not records or any(row.released for row in absent))
+    return 2 if failed else int(not records or any(missing.released for missing in absent))
+
+
+class Row(NamedTuple):
+    """A row of the table at one seed; ``preset`` is its training's, None for the experiment's own."""
+
+    experiment: str
+    seed: int
+    preset: str | None = None
 
 
 class AbsentRow(NamedTuple):
@@ -104,38 +112,44 @@ class AbsentRow(NamedTuple):
     released: bool
 
 
-def absent_row(name: str, seed: int, composed: DictConfig, arguments: argparse.Namespace) -> AbsentRow:
+def absent_row(row: Row, composed: DictConfig, arguments: argparse.Namespace) -> AbsentRow:
     """Say how the weights of a row can be had, and how those that were measured are recognised."""
     run = Run(plain_settings(composed))
-    command = " ".join(["python -m offset_equivariant", *row_words(name, seed, arguments)])
+    command = " ".join(["python -m offset_equivariant", *row_words(row, arguments)])
     advice = f"train them with FROM=scratch, or this row alone with\n  {command}"
-    record = record_path(RELEASED, run.config.experiment, seed)
+    record = record_path(RELEASED, run.config.experiment, row.seed)
     if not record.exists() or is_released(Path(composed.weights)):
-        return AbsentRow(f"missing row {name}: no weights are released at {composed.weights}; {advice}", True)
+        return AbsentRow(f"missing row {row.experiment}: no weights are released at {composed.weights}; {advice}", True)
     digest = read_record(record).checkpoint_sha256
     return AbsentRow(
-        f"row {name} was not evaluated: its weights are too large to be released; {advice}\n"
+        f"row {row.experiment} was not evaluated: its weights are too large to be released; {advice}\n"
         f"  The committed record is of weights with SHA-256 {digest}; a file of your own training has another, as it "
         "also holds when and how it was trained.",
         False,
     )
 
 
-def runs_of(arguments: argparse.Namespace) -> list[tuple[str, int]]:
-    """Return experiments and seeds: the seed asked for, or 0; of released networks, every seed that is released too."""
+def rows_of(arguments: argparse.Namespace) -> list[Row]:
+    """Return the rows at the seed asked for, or 0; of released networks at every seed that is released too.
+
+    Those of released networks include the ones of the paper's length, unless a preset is asked for.
+    """
     names = experiments_on(arguments.table, arguments.dataset)
-    if arguments.seed is not None or arguments.source == "scratch":
-        return [(name, arguments.seed or 0) for name in names]
-    return [(name, seed) for name in names for seed in seeds_to_evaluate(name, arguments)]
+    rows = [Row(name, arguments.seed or 0, arguments.preset) for name in names]
+    if arguments.source == "scratch":
+        return rows
+    long = [Row(name, arguments.seed or 0, LONG[name]) for name in names if name in LONG and arguments.preset is None]
+    found = []
+    for row in rows:
+        others = seeds_of(arguments.table, row.experiment)[1:] if arguments.seed is None else ()
+        found += [row, *released_of([row._replace(seed=seed) for seed in others], arguments)]
+    return found + released_of(long, arguments)
 
 
-def seeds_to_evaluate(name: str, arguments: argparse.Namespace) -> list[int]:
-    """Return the first seed of a row, and of the others those that are released; what learns nothing has none."""
-    first, *others = seeds_of(arguments.table, name)
-    if not others:
-        return [first]
-    experiment = found_experiment(name, arguments)
-    return [first, *(seed for seed in others if is_released(released_weights_path(RELEASED, experiment, seed)))]
+def released_of(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
+    """Return those rows whose weights are in the list of released ones."""
+    names = {row: Run(plain_settings(compose_row(row, arguments))).config.experiment for row in rows}
+    return [row for row in rows if is_released(released_weights_path(RELEASED, names[row], row.seed))]
 
 
 def is_released(weights: Path) -> bool:
@@ -168,16 +182,16 @@ def parse_arguments(words: list[str] | None, settings: Sequence[str] = ()) -> ar
     return arguments
 
 
-def row_words(name: str, seed: int, arguments: argparse.Namespace) -> list[str]:
+def row_words(row: Row, arguments: argparse.Namespace) -> list[str]:
     """Return the words of the command line that are one row at one seed."""
-    preset = [] if arguments.preset is None else [f"train={PRESETS[arguments.table]}{arguments.preset}"]
-    return [f"experiment={name}", *preset, f"seed={seed}"]
+    preset = [] if row.preset is None else [f"train={PRESETS[arguments.table]}{row.preset}"]
+    return [f"experiment={row.experiment}", *preset, f"seed={row.seed}"]
 
 
-def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> DictConfig:
+def compose_row(row: Row, arguments: argparse.Namespace) -> DictConfig:
     """Compose the configuration of one row at one seed, for the released weights or, without, those of its own run."""
     overrides = [
-        *row_words(name, seed, arguments),
+        *row_words(row, arguments),
         f"logger={arguments.logger}",
         f"paths.results='{arguments.results}'",
     ]
@@ -186,7 +200,7 @@ def compose_experiment(name: str, arguments: argparse.Namespace, seed: int) -> D
     if arguments.source == "scratch":
         return composed
     run = Run(plain_settings(composed))
-    weights, own = released_weights_path(RELEASED, run.config.experiment, seed), run.weights_path
+    weights, own = released_weights_path(RELEASED, run.config.experiment, row.seed), run.weights_path
     # Where no weights were released, those of the row's own training will do.
     use_own = own.exists() and not is_released(weights)
     given = [] if use_own or composed.train.steps == 0 else [f"weights='{weights}'"]
@@ -208,13 +222,13 @@ def draw_images(arguments: argparse.Namespace, evaluated: dict[str, int]) -> Non
 
 def found_experiment(name: str, arguments: argparse.Namespace) -> str:
     """Return an experiment's name with its preset."""
-    return Run(plain_settings(compose_experiment(name, arguments, 0))).config.experiment
+    return Run(plain_settings(compose_row(Row(name, 0, arguments.preset), arguments))).config.experiment
 
 
 def open_run(name: str, arguments: argparse.Namespace, evaluated: dict[str, int]) -> Run:
     """Return the run of an experiment at the seed that was evaluated."""
     seed = evaluated[found_experiment(name, arguments)]
-    return Run(plain_settings(compose_experiment(name, arguments, seed)))
+    return Run(plain_settings(compose_row(Row(name, seed, arguments.preset), arguments)))
 
 
 def render(results: Path, arguments: argparse.Namespace) -> None:

@@ -125,24 +125,35 @@ def test_own_trainings_are_kept_apart_from_released_networks(load_script):
     assert parse(["table1", "--from", "scratch", "--results", "here"]).results == "here"
 
 
-def test_seeds_to_evaluate_are_the_first_and_those_released(load_script, tmp_path, monkeypatch):
+def test_rows_to_evaluate_are_the_first_seed_and_those_released(load_script, tmp_path, monkeypatch):
     module = load_script("reproduce")
     monkeypatch.setattr(module, "experiments_on", lambda table, dataset: ROWS)
     monkeypatch.setattr(module, "RELEASED", tmp_path)
     (tmp_path / "checkpoints").mkdir()
     names = ["table1_equivariant-seed2", "table1_original-seed7", "table1_original_smoke-seed1"]
+    names += ["table1_original_paper-seed0", "table1_equivariant_paper-seed1"]
     lines = [f"{'0' * 64}  {name}.safetensors\n" for name in names]
     (tmp_path / "checkpoints" / "SHA256SUMS").write_text("".join(lines))
     equivariant, original = ROWS
 
-    def runs_of(*words: str) -> list[tuple[str, int]]:
-        runs: list[tuple[str, int]] = module.runs_of(module.parse_arguments(["table1", *words]))
-        return runs
+    def rows_of(*words: str) -> list[tuple[str, int, str | None]]:
+        rows: list[tuple[str, int, str | None]] = module.rows_of(module.parse_arguments(["table1", *words]))
+        return rows
 
-    assert runs_of() == [(equivariant, 0), (equivariant, 2), (original, 0)]
-    assert runs_of("--preset", "smoke") == [(equivariant, 0), (original, 0), (original, 1)]
-    assert runs_of("--seed", "1") == [(equivariant, 1), (original, 1)]
-    assert runs_of("--from", "scratch") == [(equivariant, 0), (original, 0)]
+    usual = [(equivariant, 0, None), (equivariant, 2, None), (original, 0, None)]
+    assert rows_of() == [*usual, (original, 0, "paper")]
+    smoke = [(equivariant, 0, "smoke"), (original, 0, "smoke"), (original, 1, "smoke")]
+    assert rows_of("--preset", "smoke") == smoke
+    assert rows_of("--seed", "1") == [(equivariant, 1, None), (original, 1, None), (equivariant, 1, "paper")]
+    assert rows_of("--from", "scratch") == [(equivariant, 0, None), (original, 0, None)]
+
+
+def test_released_networks_of_the_papers_length_are_among_those_of_table_1(load_script):
+    module = load_script("reproduce")
+    rows = module.rows_of(module.parse_arguments(["table1"]))
+    released = [path for path in (ROOT / "results" / "checkpoints").glob("table1_*.safetensors")]
+    assert len(rows) == len(released) == 32
+    assert rows[-2:] == [("table1_equivariant", 0, "paper"), ("table1_original", 0, "paper")]
 
 
 def test_unfinished_or_dirty_weights_are_not_released(load_script, trained, tmp_path, monkeypatch, capsys):
@@ -290,10 +301,10 @@ def test_a_table_of_which_nothing_is_released_says_where_it_stands(load_script, 
 def test_table_4_knows_its_data_sets(load_script, capsys):
     module = load_script("reproduce")
     arguments = module.parse_arguments(["table4", "--dataset", "paris_street_view", "--from", "scratch"])
-    names = {name for name, _ in module.runs_of(arguments)}
+    names = {row.experiment for row in module.rows_of(arguments)}
     assert {"table4_original", "table4_equivariant", "table4_telea"} <= names
     assert not any("facades" in name for name in names)
-    assert {name for name, _ in module.runs_of(module.parse_arguments(["table4"]))} >= set(TABLE4_ROWS)
+    assert {row.experiment for row in module.rows_of(module.parse_arguments(["table4"]))} >= set(TABLE4_ROWS)
     with pytest.raises(SystemExit):
         module.parse_arguments(["table4", "--dataset", "nus"])
     assert "table4 is measured on facades or paris_street_view" in capsys.readouterr().err
@@ -314,4 +325,4 @@ def test_table_2_on_drawn_files(load_script, tmp_path, monkeypatch):
     assert "Original, on imagenet_synthetic" in text and "Top-1 and top-5 error (%), S = 0.5" in text
     assert (tmp_path / "results" / "figures" / "figure4.png").stat().st_size > 5_000
     on_all = module.parse_arguments(["table2", "--dataset", "ilsvrc12", "--from", "scratch"])
-    assert module.runs_of(on_all) == [("table2_original", 0)]
+    assert module.rows_of(on_all) == [("table2_original", 0, None)]
