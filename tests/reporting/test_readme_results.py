@@ -53,11 +53,14 @@ def test_answer_says_what_the_records_say(tmp_path, make_record):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "another.json").write_text(json.dumps(times))
     text = answer(tmp_path)
-    papers = "In the paper: from 8.67 to 29.0 %, and from 8.88 to 9.29 %."
-    assert f"with `train=fast` (4,680 steps, 1 seed). {papers}" in text
+    papers = "In the paper: 8.67 to 29.0 % and 8.88 to 9.29 %."
+    training = "(`train=fast`: 4,680 steps, 1 seed, so intervals over images alone)"
+    assert f" {training}. {papers}" in text
     wrong = [proportion_interval(count, 1000) for count in (330, 137)]
     original, ours = ("[{:.2f}, {:.2f}]".format(*(100 * end for end in ends)) for ends in wrong)
-    assert f"from 12.00 to 33.00 {original} %, and the equivariant network's from 13.60 to 13.70 {ours} % with" in text
+    assert (
+        f"from 12.00 to 33.00 {original} %, and the equivariant one's from 13.60 to 13.70 {ours} % {training}." in text
+    )
     ours, original = (outcomes_of(WRONG[row])["0.0"] for row in ("equivariant", "original"))
     found = paired_difference_interval(100 * ours, 100 * original)
     assert found[0] == pytest.approx(1.6)
@@ -82,8 +85,8 @@ def test_answer_says_what_the_records_say(tmp_path, make_record):
         changes = {"posterior_change": {"0.5": change / 2, "0.9": change, "1.0": 1.0}}
         save_evaluation(tmp_path / "ablations", make_record(experiment=name, table=None, metrics=changes), {})
     text = answer(tmp_path)
-    rounded = "once images are rounded to 8 bits under that light, as photos are, by up to 0.87 and 0.5 (seed 0; ["
-    assert f"by up to 0.55 with the paper's; {rounded}" in text
+    rounded = "once images are rounded to 8 bits under that light, as photos are, by up to 0.87 and 0.5 (`train=fast`, "
+    assert f"by up to 0.55 with the paper's; {rounded}seed 0; [" in text
     fixed = "with all images scaled to one brightness it is as exact, before rounding (3e-06; one short training)."
     assert f"{leaves}; {fixed}" in text
 
@@ -100,12 +103,20 @@ def test_answer_tells_of_longer_trainings_beside_the_usual_ones(tmp_path, make_r
     original, ours = (
         "[{:.2f}, {:.2f}]".format(*(100 * end for end in proportion_interval(count, 1000))) for count in (270, 92)
     )
-    assert (
-        f"with `train=fast` (4,680 steps, 1 seed); with `train=paper` (64,000 steps, 1 seed) from 8.00 to 27.00 "
-        f"{original} %, and from 9.10 to 9.20 {ours} %. In the paper: from 8.67 to 29.0 %, and from 8.88" in text
-    )
+    alone = "1 seed, so intervals over images alone"
+    paper = f"8.00 to 27.00 {original} % and 9.10 to 9.20 {ours} % with `train=paper`: 64,000 steps, {alone}"
+    assert f"(`train=fast`: 4,680 steps, {alone}). The two are {paper}. In the paper" in text
     assert " points (`train=fast`) and +1.10 [" in text and "] points (`train=paper`)" in text
-    assert "(ours, 13.80 %, 1 seed), and by up to 0.61 with the paper's." in text
+    assert "(ours, 13.80 %, 1 seed), and by up to 0.55 with the paper's (`train=paper`: 0.61)." in text
+    assert text.endswith(
+        "Table 1 partly (6 of its 12 numbers, 1 of 5 claims with `train=paper`; 0 and 1 of 5 with `train=fast`), "
+        "Table 2 not yet (not measured on the paper's data), Table 3 not yet (not measured on the paper's data), "
+        "Table 4 not yet (not measured on the paper's data)."
+    )
+    # Trainings of two lengths are not one range of times.
+    assert "One training with `train=fast` took 0.17 minutes, all 4 together 0.67 minutes; one training with" in (
+        readme_block(tmp_path)
+    )
 
 
 def test_answer_leaves_out_what_was_not_measured_or_must_not_be_cited(tmp_path, make_record):

@@ -393,9 +393,7 @@ def test_unfinished_trainings_are_shown_and_count_for_nothing(tmp_path, make_rec
     text = render_reproduction(examined_tables(tmp_path))
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {title} | 0.0 | 8.67 | 8.67 [")]
     assert line.endswith(" | not counted |") and f"| {title} | cifar10, 10,000 | paper | 7 of 100 |" in text
-    assert (
-        "test error (%). Of the paper's 12 numbers our intervals hold 0; of 7 claims that were examined 0 hold." in text
-    )
+    assert "test error (%). Reproduced: 0 of its 12 numbers, 0 of 7 claims." in text
     assert "on cifar10, `train=paper`" not in text
 
 

@@ -97,7 +97,7 @@ ABLATIONS = (
         "alone made in the one pair of trainings that shows it.",
     ),
     Ablation(
-        "Does it matter whether distorted images are rounded to 8 bits, as a file would be? (Networks of Table 1)",
+        "Does it matter whether distorted images are rounded to 8 bits, as a file would be? (Networks of `train=fast`)",
         {
             "equivariant": "table1_equivariant",
             "equivariant, rounded": "table1_equivariant_requantized",

@@ -90,28 +90,26 @@ def _cell(row: TableRow, s: float) -> Cell:
 
 def _counted(found: Tally) -> str:
     """A verdict, with what it rests on."""
-    if not found.measured:
-        return f"{found.verdict} (not measured on the paper's data)"
-    return (
-        f"{found.verdict} ({found.numbers} of its {found.expected} numbers, {found.claims} of {found.examined} claims)"
-    )
+    basis = found.summary if found.measured else "not measured on the paper's data"
+    return f"{found.verdict} ({basis})"
 
 
 def _robustness(rows: dict[str, TableRow], others: Sequence[dict[str, TableRow]]) -> str:
     text = (
-        "On CIFAR-10 (ResNet-20), light of saturation S = 0.9, whose weakest channel is a tenth of its strongest, "
-        f"takes an ordinary network's error from {_percent(rows[_ORIGINAL])}, and the equivariant network's from "
-        f"{_percent(rows[_OURS])} with {_training(rows)}"
+        "On CIFAR-10, light of saturation S = 0.9, whose weakest channel is a tenth of its strongest, takes an "
+        f"ordinary ResNet-20's error from {_percent(rows[_ORIGINAL])}, and the equivariant one's from "
+        f"{_percent(rows[_OURS])} ({_training(rows)})."
     )
     for of in others:
-        text += f"; with {_training(of)} from {_percent(of[_ORIGINAL])}, and from {_percent(of[_OURS])}"
+        text += f" The two are {_percent(of[_ORIGINAL])} and {_percent(of[_OURS])} with {_training(of)}."
     original, ours = (" to ".join(_papers(rows[name], s) for s in (0.0, 0.9)) for name in (_ORIGINAL, _OURS))
-    return f"{text}. In the paper: from {original} %, and from {ours} %."
+    return f"{text} In the paper: {original} % and {ours} %."
 
 
 def _training(rows: dict[str, TableRow]) -> str:
     first, seeds = rows[_OURS].records[0], min(len(rows[name].records) for name in (_ORIGINAL, _OURS))
-    return f"`train={first.preset}` ({first.total_steps:,} steps, {_seeds(seeds)})"
+    over_images = ", so intervals over images alone" if seeds == 1 else ""
+    return f"`train={first.preset}`: {first.total_steps:,} steps, {_seeds(seeds)}{over_images}"
 
 
 def _percent(row: TableRow) -> str:
@@ -164,18 +162,19 @@ def _alternatives(rows: dict[str, TableRow]) -> str:
 
 
 def _guarantee(rows: dict[str, TableRow], others: Sequence[dict[str, TableRow]], ablations: Path) -> str:
-    invariances = {name: [of[name].invariance for of in (rows, *others) if name in of] for name in (_EXACT, _OURS)}
-    change = {name: f"{max(of for of in found if of is not None):.2g}" for name, found in invariances.items()}
+    change = {name: f"{rows[name].invariance:.2g}" for name in (_EXACT, _OURS)}
+    otherwise = ", ".join(f"`train={of[_OURS].records[0].preset}`: {of[_OURS].invariance:.2g}" for of in others)
     text = (
         f"Up to S = 0.9 no single posterior changes by more than {change[_EXACT]} with relative clipping (ours, "
         f"{_value(rows[_EXACT], 0.9)} %, {_seeds(len(rows[_EXACT].records))}), and by up to {change[_OURS]} with the "
-        "paper's"
+        "paper's" + (f" ({otherwise})" if otherwise else "")
     )
     rounded = [_largest_change(ablations, f"table1_{name}_requantized") for name in (_EXACT, _OURS)]
     if None not in rounded:
         text += (
             f"; once images are rounded to 8 bits under that light, as photos are, by up to {rounded[0]:.2g} and "
-            f"{rounded[1]:.2g} (seed {_ABLATED_SEED}; [ablations](results/ablations/ablations.md))"
+            f"{rounded[1]:.2g} (`train={rows[_OURS].records[0].preset}`, seed {_ABLATED_SEED}; "
+            "[ablations](results/ablations/ablations.md))"
         )
     if _BALANCED in rows:
         text += f". Grey-world leaves up to {rows[_BALANCED].invariance:.2g}"
@@ -214,7 +213,7 @@ def _short(table: Table) -> str:
         f"[Intervals, paired differences, parameters, commits](results/tables/table{number}.md). {_times(table)}"
     )
     if is_unfinished(table):
-        explanation = f"{UNFINISHED} ([when](docs/REPRODUCTION.md)).\n\n{explanation}"
+        explanation = f"{UNFINISHED}.\n\n{explanation}"
     blocks = [f"### Table {number}: {description.title}", markdown_rows(lines)]
     return "\n\n".join([*blocks, *notes_below(notes), explanation]) + "\n"
 
@@ -222,16 +221,22 @@ def _short(table: Table) -> str:
 def _times(table: Table) -> str:
     """How long one training of the table took, and one evaluation, from the fastest to the slowest, and all of each."""
     records = [record for row in table.rows for record in row.records]
-    trained = [record.train_seconds for record in records if record.total_steps and not record.flags]
-    finished = [record for record in records if not record.flags] or records
-    evaluated = [record.evaluate_seconds for record in finished]
+    finished = [record for record in records if not record.flags]
+    trained: dict[str, list[float]] = {}
+    for record in finished:
+        if record.total_steps:
+            trained.setdefault(record.preset, []).append(record.train_seconds)
+    evaluated = [record.evaluate_seconds for record in finished or records]
     texts = [
-        f"{verb} {_minutes(seconds)} minutes, all {len(seconds)} together {_in_all(sum(seconds))}"
-        for verb, seconds in (("one training took", trained), ("one evaluation took", evaluated))
-        if seconds
+        f"one training {f'with `train={preset}` ' if len(trained) > 1 else ''}took {_taken(seconds)}"
+        for preset, seconds in trained.items()
     ]
-    text = "; ".join(texts)
+    text = "; ".join([*texts, *([f"one evaluation took {_taken(evaluated)}"] if evaluated else [])])
     return f"{text[:1].upper()}{text[1:]} ([on what](docs/REPRODUCTION.md))."
+
+
+def _taken(seconds: Sequence[float]) -> str:
+    return f"{_minutes(seconds)} minutes, all {len(seconds)} together {_in_all(sum(seconds))}"
 
 
 def _in_all(seconds: float) -> str:
