@@ -138,18 +138,23 @@ def rows_of(arguments: argparse.Namespace) -> list[Row]:
     rows = [Row(name, arguments.seed or 0, arguments.preset) for name in names]
     if arguments.source == "scratch":
         return rows
-    long = [Row(name, arguments.seed or 0, LONG[name]) for name in names if name in LONG and arguments.preset is None]
     found = []
     for row in rows:
         others = seeds_of(arguments.table, row.experiment)[1:] if arguments.seed is None else ()
-        found += [row, *released_of([row._replace(seed=seed) for seed in others], arguments)]
-    return found + released_of(long, arguments)
+        found += [row, *released_rows(row, others, arguments)]
+    for row in rows:
+        if row.experiment in LONG and arguments.preset is None:
+            found += released_rows(row._replace(preset=LONG[row.experiment]), [row.seed], arguments)
+    return found
 
 
-def released_of(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
-    """Return those rows whose weights are in the list of released ones."""
-    names = {row: Run(plain_settings(compose_row(row, arguments))).config.experiment for row in rows}
-    return [row for row in rows if is_released(released_weights_path(RELEASED, names[row], row.seed))]
+def released_rows(row: Row, seeds: Sequence[int], arguments: argparse.Namespace) -> list[Row]:
+    """Return a row at those of the seeds whose weights are in the list of released ones."""
+    if not seeds:
+        return []
+    experiment = found_experiment(row, arguments)
+    released = [seed for seed in seeds if is_released(released_weights_path(RELEASED, experiment, seed))]
+    return [row._replace(seed=seed) for seed in released]
 
 
 def is_released(weights: Path) -> bool:
@@ -212,23 +217,24 @@ def draw_images(arguments: argparse.Namespace, evaluated: dict[str, int]) -> Non
     panel = PANELS.get(arguments.dataset)
     if panel is None:
         return
-    absent = [name for name in panel.values() if found_experiment(name, arguments) not in evaluated]
+    rows = {shown: Row(name, 0, arguments.preset) for shown, name in panel.items()}
+    absent = [row.experiment for row in rows.values() if found_experiment(row, arguments) not in evaluated]
     if absent:
         print(f"the figure of images is not drawn without {', '.join(absent)}", file=sys.stderr)
         return
-    runs = {shown: open_run(name, arguments, evaluated) for shown, name in panel.items()}
+    runs = {shown: open_run(row, arguments, evaluated) for shown, row in rows.items()}
     draw_panel(arguments.table, runs, Path(arguments.results) / "figures")
 
 
-def found_experiment(name: str, arguments: argparse.Namespace) -> str:
-    """Return an experiment's name with its preset."""
-    return Run(plain_settings(compose_row(Row(name, 0, arguments.preset), arguments))).config.experiment
+def found_experiment(row: Row, arguments: argparse.Namespace) -> str:
+    """Return the name of a row's experiment with its preset, which is the same for every seed."""
+    return Run(plain_settings(compose_row(row, arguments))).config.experiment
 
 
-def open_run(name: str, arguments: argparse.Namespace, evaluated: dict[str, int]) -> Run:
-    """Return the run of an experiment at the seed that was evaluated."""
-    seed = evaluated[found_experiment(name, arguments)]
-    return Run(plain_settings(compose_row(Row(name, seed, arguments.preset), arguments)))
+def open_run(row: Row, arguments: argparse.Namespace, evaluated: dict[str, int]) -> Run:
+    """Return the run of a row at the seed that was evaluated."""
+    seed = evaluated[found_experiment(row, arguments)]
+    return Run(plain_settings(compose_row(row._replace(seed=seed), arguments)))
 
 
 def render(results: Path, arguments: argparse.Namespace) -> None:

@@ -151,7 +151,7 @@ def test_rows_to_evaluate_are_the_first_seed_and_those_released(load_script, tmp
 def test_released_networks_of_the_papers_length_are_among_those_of_table_1(load_script):
     module = load_script("reproduce")
     rows = module.rows_of(module.parse_arguments(["table1"]))
-    released = [path for path in (ROOT / "results" / "checkpoints").glob("table1_*.safetensors")]
+    released = list((ROOT / "results" / "checkpoints").glob("table1_*.safetensors"))
     assert len(rows) == len(released) == 32
     assert rows[-2:] == [("table1_equivariant", 0, "paper"), ("table1_original", 0, "paper")]
 

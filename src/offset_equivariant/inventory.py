@@ -145,12 +145,11 @@ def _missing(words: list[str], folder: Path, elsewhere: Sequence[Path]) -> Missi
         return None
     released = provenance.repository_root() / "results"
     weights = released_weights_path(released, config.experiment, config.seed)
-    long = config.experiment in [f"{name}_{preset}" for name, preset in LONG.items()]
     paths = {"paths.results": folder}
     if learns and weights.exists():
         words = [*words, "mode=evaluate"]
         paths["weights"] = weights
-    elif long or run_directory(released / UNFINISHED, config.experiment, config.seed).exists():
+    elif run_directory(released / UNFINISHED, config.experiment, config.seed).exists():
         paths["paths.runs"] = released / UNFINISHED
     others = [record_path(other, config.record_name, config.seed) for other in elsewhere]
     good = [other for other in others if other.exists() and not _faults(read_record(other), config, composed)]

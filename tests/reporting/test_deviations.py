@@ -21,11 +21,27 @@ TEXT = " ".join((Path(RESULTS).parent / "docs" / "DEVIATIONS.md").read_text(enco
 
 
 @pytest.fixture(scope="module")
-def table1():
+def every_line():
+    """All lines of Table 1, of either length, and the outcomes of their networks."""
     records = find_records(RESULTS, 1)
     outcomes = load_outcomes(RESULTS, records)
-    rows = build_table(TABLE1, records, saturations=SATURATIONS, outcomes=outcomes).rows
-    return {row.description.name: row for row in rows if row.records[0].preset == "fast"}, outcomes
+    return build_table(TABLE1, records, saturations=SATURATIONS, outcomes=outcomes).rows, outcomes
+
+
+def of_preset(rows, preset):
+    return {row.description.name: row for row in rows if row.records[0].preset == preset}
+
+
+@pytest.fixture(scope="module")
+def table1(every_line):
+    rows, outcomes = every_line
+    return of_preset(rows, "fast"), outcomes
+
+
+@pytest.fixture(scope="module")
+def long_trainings(every_line):
+    """The lines that have the paper's length, by name."""
+    return of_preset(every_line[0], "paper")
 
 
 def beside_equivariant(table1, row):
@@ -147,18 +163,11 @@ def test_psnr_of_the_original_network_under_coloured_light():
     )
 
 
-@pytest.fixture(scope="module")
-def long_trainings():
-    """The lines of Table 1 that have the paper's length, by name."""
-    records = [record for record in find_records(RESULTS, 1) if record.preset == "paper"]
-    rows = build_table(TABLE1, records, saturations=SATURATIONS, outcomes=load_outcomes(RESULTS, records)).rows
-    return {row.description.name: row for row in rows if row.records and row.records[0].steps == 64_000}
-
-
 @pytest.mark.parametrize("row", ["original", "equivariant"])
 def test_networks_after_the_papers_steps(long_trainings, row):
     cells = [cell for cell in long_trainings[row].cells if cell.saturation in (0.0, 0.5, 0.9)]
     ours, papers = ([f"{cell.ours:.2f}" for cell in cells], [cell.paper.printed for cell in cells])
+    assert long_trainings[row].records[0].steps == 64_000
     measured, printed = (f"{numbers[0]}, {numbers[1]} and {numbers[2]} %" for numbers in (ours, papers))
     assert f"the {row} network's error is {measured}, the paper's {printed}" in TEXT
 
@@ -182,20 +191,21 @@ def test_the_gap_between_the_two_families(table1, long_trainings):
 
 
 def ablated(experiment):
-    """The error of an ablation's network at S = 0."""
-    return read_record(record_path(RESULTS / "ablations", experiment, 0)).metrics["error_percent"]["0.0"]
+    """The error of an ablation's network, by saturation."""
+    return read_record(record_path(RESULTS / "ablations", experiment, 0)).metrics["error_percent"]
 
 
 def test_the_gap_in_short_trainings():
-    brief = {name: ablated(f"ablation_{name}_brief") for name in ("original", "equivariant")}
-    decays = (1e-4, 5e-4)
-    after_8 = sorted(
-        searched("search", "error_percent", row="equivariant", learning_rate=0.6, weight_decay=decay)
-        - searched("search", "error_percent", row="original", learning_rate=0.6, weight_decay=decay)
-        for decay in decays
-    )
+    def after_8(decay):
+        ours, original = (
+            searched("search", "error_percent", row=row, learning_rate=0.6, weight_decay=decay)
+            for row in ("equivariant", "original")
+        )
+        return ours - original
+
+    brief = {name: ablated(f"ablation_{name}_brief")["0.0"] for name in ("original", "equivariant")}
     assert f"it is {brief['equivariant'] - brief['original']:.1f} points after 4 epochs" in TEXT
-    assert "{:.1f} and {:.1f} after 8, by the two recipes".format(*after_8) in TEXT
+    assert f"{after_8(1e-4):.1f} and {after_8(5e-4):.1f} after 8, by the two recipes" in TEXT
 
 
 def test_training_errors_after_the_papers_steps(long_trainings):
@@ -208,7 +218,7 @@ def test_training_errors_after_the_papers_steps(long_trainings):
 
 def test_candidates_for_the_gap_from_ablations():
     def lower(variant):
-        return f"{ablated('ablation_equivariant_brief') - ablated(variant):.1f} points lower"
+        return f"{ablated('ablation_equivariant_brief')['0.0'] - ablated(variant)['0.0']:.1f} points lower"
 
     assert (
         f"with a learned combination the error of a short training is {lower('ablation_pooling_linear_brief')}" in TEXT
@@ -217,10 +227,9 @@ def test_candidates_for_the_gap_from_ablations():
 
 
 def test_errors_where_a_channel_is_gone(table1, long_trainings):
-    papers, *ours = (long_trainings["equivariant"].cells[-1].paper, table1[0]["equivariant"].cells[-1].ours)
-    ours.append(long_trainings["equivariant"].cells[-1].ours)
-    assert f"has an error of {papers.printed} % there" in TEXT
-    assert "the one here {:.2f} % with `train=fast` and {:.2f} % with `train=paper`".format(*ours) in TEXT
+    fast, long = (rows["equivariant"].cells[-1] for rows in (table1[0], long_trainings))
+    assert f"has an error of {long.paper.printed} % there" in TEXT and long.saturation == 1.0
+    assert f"the one here {fast.ours:.2f} % with `train=fast` and {long.ours:.2f} % with `train=paper`" in TEXT
 
 
 def test_the_equivariant_networks_error_hardly_rises():
@@ -296,10 +305,7 @@ def test_search_of_the_initial_gamma():
 
 
 def test_the_authors_epsilon():
-    def errors(name):
-        return read_record(record_path(RESULTS / "ablations", name, 0)).metrics["error_percent"]
-
-    theirs, papers = errors("ablation_epsilon_2e-3_brief"), errors("ablation_equivariant_brief")
+    theirs, papers = ablated("ablation_epsilon_2e-3_brief"), ablated("ablation_equivariant_brief")
     assert f"the smaller error in white light, by {papers['0.0'] - theirs['0.0']:.1f} points" in TEXT
     assert "and one that rises by half a point up to S = 0.9" in TEXT
     assert theirs["0.9"] - theirs["0.0"] == pytest.approx(0.5, abs=0.05)

@@ -109,7 +109,11 @@ def _robustness(rows: dict[str, TableRow], others: Sequence[dict[str, TableRow]]
 def _training(rows: dict[str, TableRow]) -> str:
     first, seeds = rows[_OURS].records[0], min(len(rows[name].records) for name in (_ORIGINAL, _OURS))
     over_images = ", so intervals over images alone" if seeds == 1 else ""
-    return f"`train={first.preset}`: {first.total_steps:,} steps, {_seeds(seeds)}{over_images}"
+    return f"{_preset(rows)}: {first.total_steps:,} steps, {_seeds(seeds)}{over_images}"
+
+
+def _preset(rows: dict[str, TableRow]) -> str:
+    return f"`train={rows[_OURS].records[0].preset}`"
 
 
 def _percent(row: TableRow) -> str:
@@ -122,10 +126,7 @@ def _papers(row: TableRow, s: float) -> str:
 
 
 def _price(table: Table, rows: dict[str, TableRow], others: Sequence[dict[str, TableRow]], results: Path) -> str:
-    differences = [
-        f"{signed_interval(_cell(of[_OURS], 0.0).paired)} points (`train={of[_OURS].records[0].preset}`)"
-        for of in (rows, *others)
-    ]
+    differences = [f"{signed_interval(_cell(of[_OURS], 0.0).paired)} points ({_preset(of)})" for of in (rows, *others)]
     text = f"In white light the equivariant network minus the ordinary one is {' and '.join(differences)}"
     ratios = _times_as_long(table.costs, results / "benchmarks")
     if ratios:
@@ -155,7 +156,7 @@ def _alternatives(rows: dict[str, TableRow]) -> str:
         for s in (0.0, 0.9)
     ]
     return (
-        f"Two simpler ways, at S = 0 and 0.9 with `train={rows[_OURS].records[0].preset}`: balancing every image by "
+        f"Two simpler ways, at S = 0 and 0.9 with {_preset(rows)}: balancing every image by "
         f"grey-world, which learns nothing, {errors[0]}; training under random illuminants, {errors[1]}. Theirs minus "
         f"the equivariant network's: {differences[0]}, {differences[1]}."
     )
@@ -163,7 +164,7 @@ def _alternatives(rows: dict[str, TableRow]) -> str:
 
 def _guarantee(rows: dict[str, TableRow], others: Sequence[dict[str, TableRow]], ablations: Path) -> str:
     change = {name: f"{rows[name].invariance:.2g}" for name in (_EXACT, _OURS)}
-    otherwise = ", ".join(f"`train={of[_OURS].records[0].preset}`: {of[_OURS].invariance:.2g}" for of in others)
+    otherwise = ", ".join(f"{_preset(of)}: {of[_OURS].invariance:.2g}" for of in others)
     text = (
         f"Up to S = 0.9 no single posterior changes by more than {change[_EXACT]} with relative clipping (ours, "
         f"{_value(rows[_EXACT], 0.9)} %, {_seeds(len(rows[_EXACT].records))}), and by up to {change[_OURS]} with the "
@@ -173,8 +174,7 @@ def _guarantee(rows: dict[str, TableRow], others: Sequence[dict[str, TableRow]],
     if None not in rounded:
         text += (
             f"; once images are rounded to 8 bits under that light, as photos are, by up to {rounded[0]:.2g} and "
-            f"{rounded[1]:.2g} (`train={rows[_OURS].records[0].preset}`, seed {_ABLATED_SEED}; "
-            "[ablations](results/ablations/ablations.md))"
+            f"{rounded[1]:.2g} ({_preset(rows)}, seed {_ABLATED_SEED}; [ablations](results/ablations/ablations.md))"
         )
     if _BALANCED in rows:
         text += f". Grey-world leaves up to {rows[_BALANCED].invariance:.2g}"
@@ -213,7 +213,7 @@ def _short(table: Table) -> str:
         f"[Intervals, paired differences, parameters, commits](results/tables/table{number}.md). {_times(table)}"
     )
     if is_unfinished(table):
-        explanation = f"{UNFINISHED}.\n\n{explanation}"
+        explanation = f"{UNFINISHED}\n\n{explanation}"
     blocks = [f"### Table {number}: {description.title}", markdown_rows(lines)]
     return "\n\n".join([*blocks, *notes_below(notes), explanation]) + "\n"
 

@@ -40,10 +40,10 @@ __all__ = [
 ]
 
 RESULTS_BEGIN, RESULTS_END = "<!-- results:begin -->", "<!-- results:end -->"
-#: What a reader of a table with unfinished trainings must know; without its full stop.
+#: What a reader of a table with unfinished trainings must know.
 UNFINISHED = (
     "Unfinished trainings say nothing of where they end, nor two of them of each other: errors fall where the learning "
-    "rate does"
+    "rate does."
 )
 
 
@@ -324,7 +324,7 @@ def _explanation(table: Table) -> str:
         f"S: saturation of the test illuminant. {counts} test images. {spread}±: standard deviation over seeds. "
         f"Difference: ours minus the paper's. {table.description.remark}"
     ).rstrip()
-    return f"{text} {UNFINISHED}." if is_unfinished(table) else text
+    return f"{text} {UNFINISHED}" if is_unfinished(table) else text
 
 
 def is_unfinished(table: Table) -> bool:
